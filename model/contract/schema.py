@@ -26,6 +26,7 @@ file, the field and what was expected.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import tomllib
@@ -179,7 +180,9 @@ class _Reader:
             raise self.fail("item_id.kind", "category")
         for field in groups["behaviour"]:
             if field.kind == "tags":
-                raise self.fail(f"{field.name}.kind", "category or number (records are fixed-width)")
+                raise self.fail(
+                    f"{field.name}.kind", "category or number (records are fixed-width)"
+                )
         schema = Schema(
             name=self.model_name(document),
             history_length=self.integer(document, "history_length", "", 100, 1, MAX_HISTORY),
@@ -264,7 +267,7 @@ class _Reader:
             raise self.fail(f"{name}.boundaries", expected)
         if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
             raise self.fail(f"{name}.boundaries", expected)
-        if any(low >= high for low, high in zip(values, values[1:], strict=False)):
+        if any(low >= high for low, high in itertools.pairwise(values)):
             raise self.fail(f"{name}.boundaries", expected)
         return tuple(float(value) for value in values)
 

@@ -1,0 +1,97 @@
+"""The batch: what a model scores, in training and in serving alike.
+
+A user's history is held once and candidates point to it::
+
+    history [U, L, F_item + F_behaviour]   each behaviour's id rows, oldest first, padded right
+    user    [U, F_user]
+    item    [C, F_item]      in the same tables as the behaviours' first F_item columns
+    ad      [C, F_ad]
+    context [C, F_context]
+    owner   [C]              which row of history and user a candidate belongs to
+    start, stop [C]          the behaviours a candidate may see: history[owner, start:stop]
+
+All int64. U users, C candidates, L the longest history of the batch (0 is allowed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arrays as drawn in the module's docstring."""
+
+    history: Ints
+    user: Ints
+    item: Ints
+    ad: Ints
+    context: Ints
+    owner: Ints
+    start: Ints
+    stop: Ints
+
+    @property
+    def users(self) -> int:
+        return len(self.history)
+
+    @property
+    def candidates(self) -> int:
+        return len(self.item)
+
+    @property
+    def pairs(self) -> int:
+        """Candidate x behaviour pairs: what a call costs."""
+        return int((self.stop - self.start).sum())
+
+    def feeds(self) -> dict[str, Ints]:
+        """Inputs of the scoring graph: the arrays and `grid`, without those that are 0 wide."""
+        grid, place = self.grid()
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        feeds = {name: array for name, array in arrays.items() if 0 not in array.shape[1:2]}
+        feeds["history"] = self.history
+        return {**feeds, "grid": grid, "place": place}
+
+    def grid(self) -> tuple[Ints, Ints]:
+        """Candidates side by side per user, so that attention needs no gather of histories.
+
+        grid  [U, N]  the candidate in slot n of user u (0 where the slot is empty)
+        place [C]     u * N + n of each candidate
+        """
+        counts = np.bincount(self.owner, minlength=self.users)
+        slots = int(counts.max())
+        order = np.argsort(self.owner, kind="stable")
+        first = np.cumsum(counts) - counts
+        by_owner = self.owner[order]
+        place = np.empty(self.candidates, np.int64)
+        place[order] = by_owner * slots + np.arange(self.candidates) - first[by_owner]
+        grid = np.zeros(self.users * slots, np.int64)
+        grid[place] = np.arange(self.candidates)
+        return grid.reshape(self.users, slots), place
+
+
+def merge(batches: Sequence[Batch]) -> Batch:
+    """One batch of several: users and candidates in the order given. Needs at least one."""
+    if len(batches) == 1:
+        return batches[0]
+    longest = max(batch.history.shape[1] for batch in batches)
+    first_user = np.cumsum([0, *(batch.users for batch in batches[:-1])])
+    histories = [
+        np.pad(batch.history, ((0, 0), (0, longest - batch.history.shape[1]), (0, 0)))
+        for batch in batches
+    ]
+    owners = [batch.owner + first for batch, first in zip(batches, first_user, strict=True)]
+    return Batch(
+        history=np.concatenate(histories),
+        owner=np.concatenate(owners),
+        **{
+            name: np.concatenate([getattr(batch, name) for batch in batches])
+            for name in ("user", "item", "ad", "context", "start", "stop")
+        },
+    )

@@ -1,0 +1,238 @@
+"""The bundle: one model version on disk, all that a service needs to answer.
+
+::
+
+    manifest.json     written last: format, schema fingerprint, metrics, lineage and the sha256
+                      and size of every other file, under a digest of its own
+    schema.toml       the schema, word for word
+    model.onnx        the scoring graph: the feeds of `Batch` -> logit [C, tasks], weight [C, L]
+    tables/NAME.npy   a vocabulary per learnt id table
+    catalogue/*.npy   the items
+    golden.json       raw requests ...
+    golden.npz        ... the arrays they must encode to and the logits [C, tasks] they must give
+
+Nothing is pickled. `Bundle.open` refuses, with `BundleError`, whatever does not match its digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.contract.batch import Batch, merge
+from model.contract.catalogue import Catalogue
+from model.contract.encode import Encoder, FieldError, Given, Request, table_of
+from model.contract.ids import Vocabulary
+from model.contract.schema import Schema, SchemaError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+Logits = npt.NDArray[np.float32]
+Run = Callable[[Batch], Logits]
+
+
+class BundleError(ValueError):
+    """A bundle that must not be served, and why."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Raw requests with the arrays and logits [C, tasks] they must give, all in one batch.
+
+    A request is {"candidates": [id], "given": [{...}], "history": [{item_id, ts, ...}],
+    "user": {...}, "context": {...}}; all but the candidates may be left out.
+    """
+
+    requests: Sequence[Given]
+    batch: Batch
+    logits: Logits
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; its files agree with its manifest."""
+
+    folder: Path
+    schema: Schema
+    encoder: Encoder
+    golden: Golden
+    manifest: Mapping[str, Any]
+
+    @property
+    def graph(self) -> Path:
+        return self.folder / "model.onnx"
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return dict(self.manifest["metrics"])
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Check every digest, then load. Raises `BundleError`."""
+        manifest = _read_manifest(folder)
+        for name, entry in manifest["files"].items():
+            _check_file(folder, name, entry)
+        try:
+            schema = Schema.load(folder / "schema.toml")
+            if schema.fingerprint != manifest["schema"]:
+                raise BundleError("schema.toml: fingerprint differs from the manifest's")
+            catalogue = Catalogue.load(folder / "catalogue")
+            if catalogue.rows.shape[1] != schema.width("item"):
+                raise BundleError("catalogue: as many columns as the schema's item fields expected")
+            tables = {
+                name: table_of(field, _vocabulary(folder, name))
+                for name, field in schema.tables.items()
+            }
+            encoder = Encoder(schema, tables, catalogue)
+            return cls(folder, schema, encoder, _read_golden(folder), manifest)
+        except BundleError:
+            raise
+        except (OSError, SchemaError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{folder.name}: {error}") from error
+
+    def check_encoding(self) -> None:
+        """Encode the golden requests anew. Raises `BundleError` where an array differs."""
+        try:
+            found = encode_golden(self.encoder, self.golden.requests)
+        except (FieldError, KeyError, TypeError) as error:
+            raise BundleError(f"golden.json: {error}") from error
+        for each in fields(Batch):
+            if not np.array_equal(getattr(found, each.name), getattr(self.golden.batch, each.name)):
+                raise BundleError(f"golden: {each.name} is encoded differently here")
+
+    def check_scores(self, run: Run, tolerance: float) -> float:
+        """Score the golden batch; the largest |dlogit|. Raises `BundleError` above ``tolerance``."""
+        found = run(self.golden.batch)
+        if found.shape != self.golden.logits.shape or not np.isfinite(found).all():
+            raise BundleError("golden: scores are not finite or of another shape")
+        worst = float(np.abs(found - self.golden.logits).max())
+        if worst > tolerance:
+            raise BundleError(f"golden: a logit is off by {worst:.2e}, more than {tolerance:.0e}")
+        return worst
+
+
+def encode_golden(encoder: Encoder, requests: Sequence[Given]) -> Batch:
+    """All requests of a golden set as one batch. Raises `FieldError`."""
+    batches = []
+    for raw in requests:
+        request = Request(
+            candidates=raw["candidates"],
+            history=encoder.records(raw.get("history", [])),
+            user=raw.get("user", {}),
+            context=raw.get("context", {}),
+            given=raw.get("given", ()),
+        )
+        batches.append(encoder.encode(request)[0])
+    return merge(batches)
+
+
+def write(
+    folder: Path,
+    *,
+    schema_text: str,
+    encoder: Encoder,
+    graph: bytes,
+    golden: Golden,
+    metrics: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+) -> None:
+    """Write a bundle into an empty folder: every file on disk first, the manifest last."""
+    schema = encoder.schema
+    (folder / "schema.toml").write_text(schema_text, encoding="utf-8")
+    (folder / "model.onnx").write_bytes(graph)
+    (folder / "tables").mkdir()
+    for name, table in encoder.tables.items():
+        if isinstance(table, Vocabulary):
+            table.save(_table_file(folder, name))
+    encoder.catalogue.save(folder / "catalogue")
+    requests = json.dumps(list(golden.requests), ensure_ascii=False, indent=1)
+    (folder / "golden.json").write_text(requests, encoding="utf-8")
+    np.savez(folder / "golden.npz", logits=golden.logits, **vars(golden.batch))
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    for name in names:
+        sync(folder / name)
+    for inner in ("tables", "catalogue"):
+        sync(folder / inner)
+    body = {
+        "format": FORMAT,
+        "name": schema.name,
+        "schema": schema.fingerprint,
+        "metrics": dict(metrics),
+        "lineage": dict(lineage),
+        "files": {name: _describe(folder / name) for name in names},
+    }
+    manifest = {**body, "sha256": _digest(body)}
+    path = folder / MANIFEST
+    path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Force a file's bytes, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        body = {key: value for key, value in manifest.items() if key != "sha256"}
+        intact = manifest["sha256"] == _digest(body)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BundleError(f"{MANIFEST}: unreadable ({error})") from error
+    if not intact:
+        raise BundleError(f"{MANIFEST}: its digest differs")
+    if manifest["format"] != FORMAT:
+        raise BundleError(f"{MANIFEST}: format {manifest['format']}, this code reads {FORMAT}")
+    return body
+
+
+def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    path = folder / name
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise BundleError(f"{MANIFEST}: a file outside the bundle")
+    try:
+        found = _describe(path)
+    except OSError as error:
+        raise BundleError(f"{name}: {error.strerror}") from error
+    if found != entry:
+        raise BundleError(f"{name}: digest or size differs from the manifest's")
+
+
+def _table_file(folder: Path, name: str) -> Path:
+    return folder / "tables" / f"{name}.npy"
+
+
+def _vocabulary(folder: Path, name: str) -> Vocabulary | None:
+    path = _table_file(folder, name)
+    return Vocabulary.load(path) if path.exists() else None
+
+
+def _read_golden(folder: Path) -> Golden:
+    requests = json.loads((folder / "golden.json").read_bytes())
+    with np.load(folder / "golden.npz", allow_pickle=False) as stored:
+        batch = Batch(**{each.name: stored[each.name] for each in fields(Batch)})
+        return Golden(requests, batch, stored["logits"])

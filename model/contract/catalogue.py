@@ -1,0 +1,80 @@
+"""The catalogue: what is known of each item, encoded once, found by the item's key.
+
+Behaviours and candidates get their item fields from here, offline and online. Four arrays, each a
+memory-mapped .npy file: ``keys`` uint64 [n] strictly rising, ``rows`` int32 [n, F_item],
+``ends`` int64 [n] and ``names`` uint8 [bytes], the raw ids' UTF-8 text one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from model.contract.ids import Keys, Rows, keys
+
+_DTYPES = {"keys": np.uint64, "rows": np.int32, "ends": np.int64, "names": np.uint8}
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items sorted by key; arrays as in the module's docstring."""
+
+    keys: Keys
+    rows: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int64]
+    names: npt.NDArray[np.uint8]
+
+    @classmethod
+    def build(cls, item_ids: Sequence[str], rows: Rows) -> Catalogue:
+        """From distinct raw ids and their rows [n, F_item]. Raises ValueError on a key collision."""
+        unsorted = keys(item_ids)
+        order = np.argsort(unsorted)
+        found = unsorted[order]
+        if np.any(found[1:] == found[:-1]):
+            raise ValueError("two items have the same 64-bit key; are the item ids distinct?")
+        texts = [item_ids[at].encode() for at in order]
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        names = np.frombuffer(b"".join(texts), np.uint8)
+        return cls(found, rows[order].astype(np.int32), ends, names)
+
+    @classmethod
+    def load(cls, folder: Path) -> Catalogue:
+        """Memory-map a saved catalogue. Raises ValueError when the arrays do not fit together."""
+        arrays = {}
+        for name, dtype in _DTYPES.items():
+            stored = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            array = stored.view(np.ndarray)
+            if array.dtype != dtype or array.ndim != (2 if name == "rows" else 1):
+                raise ValueError(f"catalogue/{name}.npy: unexpected {array.dtype} {array.shape}")
+            arrays[name] = array
+        catalogue = cls(**arrays)
+        if not len(catalogue.keys) == len(catalogue.rows) == len(catalogue.ends):
+            raise ValueError("catalogue: keys, rows and ends differ in length")
+        if len(catalogue.ends) and catalogue.ends[-1] != len(catalogue.names):
+            raise ValueError("catalogue: names end where ends does not say")
+        return catalogue
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        for name in _DTYPES:
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def find(self, keys: Keys) -> Rows:
+        """Position of each key [n], -1 where the item is unknown."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        at = np.searchsorted(self.keys, keys)
+        at[at == len(self.keys)] = 0
+        return np.where(self.keys[at] == keys, at, -1)
+
+    def name(self, position: int) -> str:
+        """The raw id of the item at a position."""
+        begin = int(self.ends[position - 1]) if position else 0
+        return bytes(self.names[begin : int(self.ends[position])]).decode()

@@ -1,0 +1,98 @@
+"""The repository: ``<root>/<name>/<integer>/``, one immutable bundle per version.
+
+A version is written into a hidden folder, forced to disk, manifest last, and renamed into place;
+whoever reads sees the whole version or none of it, whenever the writer is killed. Versions only
+rise. What a killed writer left is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.contract.bundle import MANIFEST, Bundle, sync
+
+_UNFINISHED = ".unfinished-"
+_LOCK = ".lock"
+
+
+class RepositoryError(ValueError):
+    """A repository that can't be used as asked, and why."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The versions of one model."""
+
+    root: Path
+    name: str
+
+    @classmethod
+    def find(cls, root: Path, name: str | None = None) -> Repository:
+        """The model called ``name``, or the only one there. Raises `RepositoryError`."""
+        if name is not None:
+            return cls(root, name)
+        try:
+            names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+        except OSError as error:
+            raise RepositoryError(f"{root}: {error.strerror}") from error
+        if len(names) != 1:
+            listed = ", ".join(names) or "none"
+            raise RepositoryError(f"{root}: one model expected, found {listed}; name one")
+        return cls(root, names[0])
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+    def versions(self) -> list[int]:
+        """Whole versions, oldest first. A folder without a manifest is not one."""
+        try:
+            entries = list(self.folder.iterdir())
+        except FileNotFoundError:
+            return []
+        numbers = [int(p.name) for p in entries if p.name.isascii() and p.name.isdigit()]
+        return sorted(n for n in numbers if (self.folder / str(n) / MANIFEST).is_file())
+
+    def open(self, version: int) -> Bundle:
+        """Open and check one version. Raises `BundleError`."""
+        return Bundle.open(self.folder / str(version))
+
+    def publish(self, fill: Callable[[Path], None]) -> int:
+        """Publish what ``fill`` writes into the empty folder it is given; the new version.
+
+        ``fill`` must leave a whole bundle (`bundle.write`); it is opened and checked before it
+        gets its number. Raises `BundleError`, and what ``fill`` raises; then nothing is left.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            for leftover in self.folder.glob(f"{_UNFINISHED}*"):
+                shutil.rmtree(leftover)
+            unfinished = self.folder / f"{_UNFINISHED}{os.getpid()}"
+            unfinished.mkdir()
+            try:
+                fill(unfinished)
+                Bundle.open(unfinished)
+                version = self._next()
+                unfinished.rename(self.folder / str(version))
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+            sync(self.folder)
+            return version
+
+    def _next(self) -> int:
+        taken = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
+        return max(taken, default=0) + 1
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One publisher at a time; the lock goes with the process that holds it."""
+        with (self.folder / _LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
