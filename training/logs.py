@@ -1,0 +1,241 @@
+"""The canonical form of logs: a folder with every event, item and user, and the schema they follow.
+
+=============== ==================================================================================
+events.parquet  one row per event, sorted by (user_id, ts), ties in the order of the source
+items.parquet   item_id and the schema's other item fields; each item once
+users.parquet   user_id and the schema's user fields; each user once
+schema.toml     the schema, word for word
+=============== ==================================================================================
+
+An event is a behaviour (it enters the user's history and is seen by impressions with a later ts),
+an impression (it was shown, and has a split and a label for each task), or both. Columns of events:
+
+=============== ========= ========================================================================
+user_id item_id String    never empty; no id ever goes through a float
+ts              Int64     any unit, only the order matters
+behaviour       Boolean   whether the event enters the history
+split           String    train, validation or test; null when the event is not an impression
+each task       Int8      0 or 1; null when the event is not an impression
+each field      by kind   the schema's behaviour, context and ad fields: String for a category,
+                          List[String] for tags, Float64 for a number
+probability     Float64   optional: the true click probability, known for synthetic logs only
+=============== ========= ========================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from model.contract.schema import Field, Schema
+
+SPLITS = ("train", "validation", "test")
+LISTED = 20
+BadRow = tuple[str, int, str]
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """What was dropped: ``bad`` lists the first 20 of ``count`` rows as (file, line, reason).
+
+    Lines are those of the decompressed text, from 1, a CSV's header being line 1; for Parquet they
+    are row numbers, from 1. ``total_rows`` counts the rows of all files, empty lines left out.
+    """
+
+    total_rows: int = 0
+    bad: tuple[BadRow, ...] = ()
+    count: int = 0
+
+
+class LogsError(ValueError):
+    """Logs that can't be used: the file, the column (or part of the file) and what was expected."""
+
+    def __init__(
+        self, file: str, column: str, expected: str, malformed: Malformed | None = None
+    ) -> None:
+        super().__init__(f"{file}: {column}: expected {expected}")
+        self.file, self.column, self.expected = file, column, expected
+        self.malformed = malformed or Malformed()
+
+
+def column_type(field: Field) -> pl.DataType:
+    """The type a field has in the canonical form."""
+    if field.kind == "number":
+        return pl.Float64()
+    return pl.List(pl.String()) if field.kind == "tags" else pl.String()
+
+
+def event_columns(schema: Schema) -> dict[str, pl.DataType]:
+    """Names and types of the events' columns, ``probability`` left out."""
+    fixed = {"user_id": pl.String(), "item_id": pl.String(), "ts": pl.Int64()}
+    fields = (*schema.behaviour, *schema.context, *schema.ad)
+    return {
+        **fixed,
+        "behaviour": pl.Boolean(),
+        "split": pl.String(),
+        **{task: pl.Int8() for task in schema.tasks},
+        **{field.name: column_type(field) for field in fields},
+    }
+
+
+def item_columns(schema: Schema) -> dict[str, pl.DataType]:
+    return {field.name: column_type(field) for field in schema.item}
+
+
+def user_columns(schema: Schema) -> dict[str, pl.DataType]:
+    return {"user_id": pl.String(), **{field.name: column_type(field) for field in schema.user}}
+
+
+@dataclass(frozen=True, eq=False)
+class Logs:
+    """Events, items and users in the canonical form, with the schema and its text.
+
+    ``malformed`` says what the reader dropped; it isn't written.
+    """
+
+    schema: Schema
+    events: pl.DataFrame
+    items: pl.DataFrame
+    users: pl.DataFrame
+    schema_text: str
+    malformed: Malformed = Malformed()
+
+    @classmethod
+    def build(
+        cls,
+        schema_path: Path,
+        events: pl.DataFrame,
+        items: pl.DataFrame,
+        users: pl.DataFrame,
+        malformed: Malformed | None = None,
+    ) -> Logs:
+        """Sort the events, put the columns in order and check them.
+
+        Raises `LogsError` and `SchemaError`.
+        """
+        schema = Schema.load(schema_path)
+        names = [*event_columns(schema), *(n for n in ("probability",) if n in events.columns)]
+        logs = cls(
+            schema,
+            events.select(names).sort("user_id", "ts", maintain_order=True),
+            items.select(list(item_columns(schema))),
+            users.select(list(user_columns(schema))),
+            schema_path.read_bytes().decode(),
+            malformed or Malformed(),
+        )
+        logs.check()
+        return logs
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Logs:
+        """Read what `write` wrote; columns the schema doesn't name are left unread.
+
+        Raises `LogsError` that names the file, the column and what was expected, and `SchemaError`.
+        """
+        folder = Path(folder)
+        path = folder / "schema.toml"
+        schema = Schema.load(path)
+        events = _read(folder / "events.parquet", event_columns(schema), ("probability",))
+        items = _read(folder / "items.parquet", item_columns(schema))
+        users = _read(folder / "users.parquet", user_columns(schema))
+        logs = cls(schema, events, items, users, path.read_bytes().decode())
+        logs.check(folder)
+        return logs
+
+    def write(self, folder: str | Path) -> None:
+        """Write the four files whole or not at all.
+
+        New files are complete before any old one is touched. schema.toml is taken away first and
+        put back last, so a folder that has it is complete whatever happened in between.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".logs-", dir=folder) as name:
+            fresh = Path(name)
+            for table, frame in self._tables().items():
+                frame.write_parquet(fresh / table)
+            (fresh / "schema.toml").write_bytes(self.schema_text.encode())
+            for file in fresh.iterdir():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            (folder / "schema.toml").unlink(missing_ok=True)
+            for table in (*self._tables(), "schema.toml"):
+                os.replace(fresh / table, folder / table)
+
+    def check(self, folder: Path | None = None) -> None:
+        """Hold the tables to the canonical form; ``folder`` only names them. Raises `LogsError`."""
+        wanted = (event_columns(self.schema), item_columns(self.schema), user_columns(self.schema))
+        for (file, frame), columns in zip(self._tables().items(), wanted, strict=True):
+            where = str(folder / file) if folder else file
+            extra = {"probability": pl.Float64()} if "probability" in frame.columns else {}
+            _check_types(where, frame, {**columns, **extra})
+            if file == "events.parquet":
+                _check_events(where, frame, self.schema)
+            else:
+                key = "item_id" if file == "items.parquet" else "user_id"
+                _hold(where, frame)(key, ~_is_id(key), "ids that are not empty")
+                _hold(where, frame)(key, pl.col(key).is_duplicated(), "each id once")
+
+    def _tables(self) -> dict[str, pl.DataFrame]:
+        return {
+            "events.parquet": self.events,
+            "items.parquet": self.items,
+            "users.parquet": self.users,
+        }
+
+
+def _read(path: Path, columns: dict[str, pl.DataType], extra: tuple[str, ...] = ()) -> pl.DataFrame:
+    try:
+        found = pl.read_parquet_schema(path)
+        _check_types(str(path), pl.DataFrame(schema=found), columns)
+        names = [*columns, *(name for name in extra if name in found)]
+        return pl.read_parquet(path, columns=names).select(names)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise LogsError(str(path), "file", f"a readable Parquet file ({error})") from None
+
+
+def _check_types(file: str, frame: pl.DataFrame, columns: dict[str, pl.DataType]) -> None:
+    for name, kind in columns.items():
+        if name not in frame.columns:
+            raise LogsError(file, name, f"a column of type {kind}, found none")
+        if frame.schema[name] != kind:
+            raise LogsError(file, name, f"type {kind}, found {frame.schema[name]}")
+        if kind == pl.Float64 and not frame.select(pl.col(name).is_finite().all()).item():
+            raise LogsError(file, name, "finite numbers")
+
+
+def _is_id(name: str) -> pl.Expr:
+    return (pl.col(name) != "").fill_null(False)
+
+
+def _hold(file: str, frame: pl.DataFrame) -> Callable[[str, pl.Expr, str], None]:
+    def hold(column: str, broken: pl.Expr, expected: str) -> None:
+        if frame.select(broken.any()).item():
+            raise LogsError(file, column, expected)
+
+    return hold
+
+
+def _check_events(file: str, frame: pl.DataFrame, schema: Schema) -> None:
+    hold = _hold(file, frame)
+    for name in ("user_id", "item_id"):
+        hold(name, ~_is_id(name), "ids that are not empty")
+    for name in ("ts", "behaviour"):
+        hold(name, pl.col(name).is_null(), "no nulls")
+    hold("split", ~pl.col("split").is_in(SPLITS), "train, validation, test or null")
+    for task in schema.tasks:
+        hold(task, ~pl.col(task).is_in([0, 1]), "0, 1 or null")
+        without = pl.col(task).is_null() != pl.col("split").is_null()
+        hold(task, without, "a label where there is a split, and null elsewhere")
+    if "probability" in frame.columns:
+        hold("probability", ~pl.col("probability").is_between(0, 1), "numbers from 0 to 1")
+    user, ts = pl.col("user_id"), pl.col("ts")
+    falls = (user < user.shift()) | ((user == user.shift()) & (ts < ts.shift()))
+    hold("ts", falls, "rows sorted by user_id, then ts")
+    neither = ~pl.col("behaviour") & pl.col("split").is_null()
+    hold("behaviour", neither, "each event to be a behaviour, an impression or both")

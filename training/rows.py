@@ -1,0 +1,159 @@
+"""The rows of one source file: cut into columns, the malformed ones marked with line and reason."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from training.logs import LISTED, BadRow, LogsError, Malformed
+
+LINE, REASON = "#line", "#reason"
+UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """``frame`` holds the columns, the line of each row, and a reason (null while it is sound)."""
+
+    file: str
+    frame: pl.DataFrame
+
+    def mark(self, *rules: tuple[pl.Expr, str]) -> Rows:
+        """Give the rows a rule is true for its reason; the first reason of a row stays."""
+        reasons = [pl.when(broken).then(pl.lit(reason)) for broken, reason in rules]
+        return replace(self, frame=self.frame.with_columns(pl.coalesce(REASON, *reasons)))
+
+    def with_columns(self, *columns: pl.Expr) -> Rows:
+        return replace(self, frame=self.frame.with_columns(*columns))
+
+    @property
+    def columns(self) -> list[str]:
+        return [name for name in self.frame.columns if name not in (LINE, REASON)]
+
+    def sound(self) -> pl.DataFrame:
+        """The rows without a reason, and without line and reason."""
+        return self.frame.filter(pl.col(REASON).is_null()).drop(LINE, REASON)
+
+
+def empty(*names: str) -> list[tuple[pl.Expr, str]]:
+    """Rules against ids that are missing."""
+    return [((pl.col(name) == "").fill_null(True), f"empty {name}") for name in names]
+
+
+def repeated(*names: str) -> tuple[pl.Expr, str]:
+    """The rule against a second sound row with the same key."""
+    key = pl.struct(*(pl.when(pl.col(REASON).is_null()).then(name).alias(name) for name in names))
+    again = pl.col(REASON).is_null() & ~key.is_first_distinct()
+    return again, f"{' and '.join(names)} again"
+
+
+def settle(tables: Sequence[Rows], max_bad_share: float) -> Malformed:
+    """Count what is malformed. Raises `LogsError` when its share of any one file is too large."""
+    total, count, listed = 0, 0, list[BadRow]()
+    worst: tuple[float, Rows, int] | None = None
+    for rows in tables:
+        bad = rows.frame.filter(pl.col(REASON).is_not_null()).select(LINE, REASON)
+        listed += [(rows.file, *row) for row in bad.head(LISTED - len(listed)).iter_rows()]
+        total, count = total + rows.frame.height, count + bad.height
+        share = bad.height / max(rows.frame.height, 1)
+        if share > max_bad_share and (worst is None or share > worst[0]):
+            worst = share, rows, bad.height
+    malformed = Malformed(total, tuple(listed), count)
+    if worst:
+        share, rows, height = worst
+        seen = "; ".join(f"{file} line {line}: {reason}" for file, line, reason in listed)
+        expected = f"at most a {max_bad_share:g} share malformed"
+        found = f"{expected}, found {height} of {rows.frame.height} ({seen})"
+        raise LogsError(rows.file, "rows", found, malformed)
+    return malformed
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes, decompressed when it ends in .gz. Raises `LogsError`."""
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise LogsError(str(path), "file", f"a readable file ({error})") from None
+
+
+def split_lines(data: bytes, encoding: str) -> pl.DataFrame:
+    """The lines with their number and, where bytes can't be decoded, a reason; no empty lines."""
+    text = data.decode(encoding, errors="replace").removeprefix("\N{BOM}")
+    lines = pl.Series("text", [text]).str.split("\n").explode().str.strip_suffix("\r")
+    frame = pl.DataFrame({LINE: pl.int_range(1, len(lines) + 1, eager=True), "text": lines})
+    broken = pl.col("text").str.contains(UNDECODABLE, literal=True)
+    reason = pl.when(broken).then(pl.lit(f"not {encoding} text")).alias(REASON)
+    return frame.filter(pl.col("text") != "").with_columns(reason)
+
+
+def cut(file: str, lines: pl.DataFrame, names: Sequence[str], separator: str) -> Rows:
+    """Cut lines into text columns; a line with another number of fields is malformed.
+
+    Quotes matter only with a comma; a quoted field ends on the line it starts on.
+    """
+    parts = pl.col("text").str.split(separator)
+    if separator == "," and lines["text"].str.contains('"', literal=True).any():
+        quoted = pl.col("text").str.contains('"', literal=True)
+        texts = lines.filter(quoted)["text"]
+        fields = pl.Series([_unquote(text) for text in texts], dtype=pl.List(pl.String))
+        order = pl.concat(
+            [
+                lines.filter(~quoted).with_columns(parts.alias("parts")),
+                lines.filter(quoted).with_columns(fields.alias("parts")),
+            ]
+        )
+        frame = order.sort(LINE)
+    else:
+        frame = lines.with_columns(parts.alias("parts"))
+    wrong = pl.col("parts").list.len() != len(names)
+    frame = frame.select(
+        LINE,
+        REASON,
+        wrong.alias("#wrong"),
+        *(pl.col("parts").list.get(i, null_on_oob=True).alias(n) for i, n in enumerate(names)),
+    )
+    rows = Rows(file, frame).mark((pl.col("#wrong"), f"the number of fields is not {len(names)}"))
+    return replace(rows, frame=rows.frame.drop("#wrong"))
+
+
+def _unquote(text: str) -> list[str]:
+    try:
+        return next(csv.reader([text], strict=True))
+    except csv.Error:
+        return []
+
+
+def read_csv(path: Path) -> Rows:
+    """A CSV file with a header, every column as text. Raises `LogsError`."""
+    lines = split_lines(read_bytes(path), "utf-8")
+    if lines.is_empty():
+        raise LogsError(str(path), "header", "a line with the names of the columns")
+    names = _unquote(lines["text"][0])
+    if not names or "" in names or len(set(names)) < len(names):
+        raise LogsError(str(path), "header", "names of columns that differ and are not empty")
+    return cut(str(path), lines.slice(1), names, ",")
+
+
+def read_parquet(path: Path) -> Rows:
+    """A Parquet file as it is. Raises `LogsError`."""
+    try:
+        frame = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise LogsError(str(path), "file", f"a readable Parquet file ({error})") from None
+    line = pl.int_range(1, frame.height + 1, eager=True).alias(LINE)
+    return Rows(str(path), frame.with_columns(line, pl.lit(None, pl.String).alias(REASON)))
+
+
+def need(rows: Rows, names: Sequence[str]) -> Rows:
+    """Only these columns. Raises `LogsError` for the first that isn't there."""
+    for name in names:
+        if name not in rows.columns:
+            raise LogsError(rows.file, name, "a column of this name, found none")
+    return replace(rows, frame=rows.frame.select(LINE, REASON, *names))

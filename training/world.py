@@ -1,0 +1,216 @@
+"""The synthetic world: clicks drawn from a known probability that the click history explains.
+
+With ``c`` the category of a candidate item ``i``, shown to a user at position ``p`` (0 to 9):
+
+    P(click) = 0.95^p * sigmoid(bias + quality_i + strength * f(h))
+    h = sum over the user's last 50 clicks j on earlier pages of decay^age_j * [category_j = c]
+    f(h) = tanh(h / 2)
+
+``age_j`` is 0 for the latest click and rises by one per click; the clicks of one page follow its
+positions. So the probability needs nothing but what the logs show: the clicks before the page, the
+item and the position, and the history has to be looked at per candidate.
+
+Users: each has ``interests`` categories that differ, with strengths from a Dirichlet distribution,
+and one of them is active at a time: it stays for the next page with probability 0.9, else it is
+drawn anew by strength, so clicks come in bursts. Each history starts with ``seed_clicks`` clicks in
+the active interest, which are behaviours and no impressions. Items: the categories have about the
+same number of items; within one, the chance of the r-th item follows Zipf's law, 1 / r^0.8, and
+quality is normal with deviation 0.3. A page shows 10 items that differ: each is from the active
+interest with probability 0.25, from any of the user's interests (by strength) with 0.15, else from
+a category drawn uniformly. The last 10 % of each user's pages are test, the 10 % before validation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from training.logs import Logs
+
+SCHEMA = Path(__file__).with_name("schemas") / "synthetic.toml"
+PAGE = 10
+WINDOW = 50
+EXAMINATION = 0.95
+STAY = 0.9
+ACTIVE, OWN = 0.25, 0.15
+ZIPF = 0.8
+QUALITY = 0.3
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class World:
+    """The size and the constants of a world; the same world gives the same logs."""
+
+    users: int = 1000
+    items: int = 1000
+    categories: int = 100
+    interests: int = 3
+    seed_clicks: int = 10
+    bias: float = -2.0
+    strength: float = 2.5
+    decay: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.interests <= self.categories <= self.items:
+            raise ValueError("expected 1 <= interests <= categories <= items")
+        if self.items < PAGE or self.users < 1 or self.seed_clicks < 0:
+            raise ValueError("expected 10 items, a user and no negative seed_clicks")
+
+    def logs(self, impressions_per_user: int = 200) -> Logs:
+        """Logs of whole pages of 10 impressions, so ``impressions_per_user`` is rounded up.
+
+        ts counts a user's seed clicks, then its pages. ``probability`` is P(click) as above.
+        """
+        generator = np.random.default_rng(self.seed)
+        shelf = _Shelf.stock(self, generator)
+        taste = _Taste.of(self, generator)
+        pages = -(-impressions_per_user // PAGE)
+        clicked = np.full((self.users, WINDOW), -1, np.int64)  # categories, latest last
+        weight = self.decay ** np.arange(WINDOW - 1, -1, -1.0)
+        examined = EXAMINATION ** np.arange(PAGE)
+        parts = []
+        active = taste.draw(generator)
+        for ts in range(self.seed_clicks + pages):
+            active = np.where(generator.random(self.users) < STAY, active, taste.draw(generator))
+            interest = taste.categories[np.arange(self.users), active]
+            if ts < self.seed_clicks:
+                item = shelf.draw(interest[:, None], generator)  # (U, 1)
+                _push(clicked, shelf.category[item[:, 0]], np.ones(self.users, bool))
+                parts.append(_events(ts, item, None, None))
+                continue
+            item = self._page(shelf, taste, interest, generator)  # (U, PAGE)
+            category = shelf.category[item]
+            match = (clicked[:, None, :] == category[:, :, None]) @ weight  # (U, PAGE)
+            logit = self.bias + shelf.quality[item] + self.strength * np.tanh(match / 2)
+            probability = examined / (1 + np.exp(-logit))
+            click = generator.random(item.shape) < probability
+            for position in range(PAGE):
+                _push(clicked, category[:, position], click[:, position])
+            parts.append(_events(ts, item, click, probability))
+        events = pl.concat(parts).with_columns(_split(self.seed_clicks, pages))
+        ids = pl.Series("item_id", np.arange(self.items)).cast(pl.String)
+        items = pl.DataFrame([ids, pl.Series("category", shelf.category).cast(pl.String)])
+        users = pl.DataFrame([pl.Series("user_id", np.arange(self.users)).cast(pl.String)])
+        return Logs.build(SCHEMA, events, items, users)
+
+    def _page(
+        self, shelf: _Shelf, taste: _Taste, interest: Ints, generator: np.random.Generator
+    ) -> Ints:
+        """Items of one page per user, each item once in its page, (U, PAGE)."""
+        kind = generator.random((self.users, PAGE))
+        own = np.stack([taste.draw(generator) for _ in range(PAGE)], axis=1)
+        category = generator.integers(self.categories, size=(self.users, PAGE))
+        own = np.take_along_axis(taste.categories, own, axis=1)
+        category = np.where(kind < ACTIVE + OWN, own, category)
+        category = np.where(kind < ACTIVE, interest[:, None], category)
+        item = shelf.draw(category, generator)
+        while (again := _repeats(item)).any():
+            anywhere = generator.integers(self.categories, size=int(again.sum()))
+            item[again] = shelf.draw(anywhere, generator)
+        return item
+
+
+@dataclass(frozen=True, eq=False)
+class _Shelf:
+    """The items: category and quality of each, and the chances within each category."""
+
+    category: Ints  # (items,), rising
+    quality: Floats  # (items,)
+    total: Floats  # (items + 1,) running sum of the chances; each category's add up to 1
+
+    @classmethod
+    def stock(cls, world: World, generator: np.random.Generator) -> _Shelf:
+        category = np.sort(np.arange(world.items) % world.categories)
+        first = np.searchsorted(category, np.arange(world.categories))
+        chance = 1 / (np.arange(world.items) - first[category] + 1) ** ZIPF
+        chance /= np.bincount(category, chance)[category]
+        total = np.concatenate([[0.0], np.cumsum(chance)])
+        return cls(category, generator.normal(0, QUALITY, world.items), total)
+
+    def draw(self, category: Ints, generator: np.random.Generator) -> Ints:
+        """One item of each category, by its chance; the same shape."""
+        first = np.searchsorted(self.category, category)
+        stop = np.searchsorted(self.category, category, side="right")
+        low, high = self.total[first], self.total[stop]
+        place = low + generator.random(category.shape) * (high - low)
+        return np.clip(np.searchsorted(self.total, place, side="right") - 1, first, stop - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Taste:
+    """The users' interests and their strengths."""
+
+    categories: Ints  # (U, interests)
+    total: Floats  # (U, interests) running sum of the strengths
+
+    @classmethod
+    def of(cls, world: World, generator: np.random.Generator) -> _Taste:
+        order = generator.random((world.users, world.categories)).argsort(axis=1)
+        strength = generator.dirichlet(np.full(world.interests, 4.0), world.users)
+        return cls(order[:, : world.interests], strength.cumsum(axis=1))
+
+    def draw(self, generator: np.random.Generator) -> Ints:
+        """One interest of each user by strength: its column, (U,)."""
+        place = generator.random((len(self.total), 1))
+        column: Ints = np.count_nonzero(place >= self.total[:, :-1], axis=1).astype(np.int64)
+        return column
+
+
+def _push(clicked: Ints, category: Ints, who: NDArray[np.bool_]) -> None:
+    clicked[who] = np.column_stack([clicked[who, 1:], category[who]])
+
+
+def _repeats(item: Ints) -> NDArray[np.bool_]:
+    """Where a row has an item that it also has further left, (U, PAGE)."""
+    order = item.argsort(axis=1, kind="stable")
+    ranked = np.take_along_axis(item, order, axis=1)
+    same = np.zeros(item.shape, bool)
+    same[:, 1:] = ranked[:, 1:] == ranked[:, :-1]
+    again = np.zeros(item.shape, bool)
+    np.put_along_axis(again, order, same, axis=1)
+    return again
+
+
+def _events(
+    ts: int, item: Ints, click: NDArray[np.bool_] | None, probability: Floats | None
+) -> pl.DataFrame:
+    """The events of all users at one time; seed clicks where there is no ``click``."""
+    users, shown = item.shape
+    frame = pl.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(users), shown),
+            "item_id": item.ravel(),
+            "ts": np.full(item.size, ts),
+            "behaviour": np.ones(item.size, bool) if click is None else click.ravel(),
+            "ctr": None if click is None else click.ravel(),
+            "position": None if click is None else np.tile(np.arange(shown), users),
+            "probability": None if probability is None else probability.ravel(),
+        }
+    )
+    return frame.with_columns(
+        pl.col("user_id", "item_id", "position").cast(pl.String),
+        pl.col("ctr").cast(pl.Int8),
+        pl.col("probability").cast(pl.Float64),
+    )
+
+
+def _split(seed_clicks: int, pages: int) -> pl.Expr:
+    page = pl.col("ts") - seed_clicks
+    return (
+        pl.when(page < 0)
+        .then(None)
+        .when(page >= pages - max(pages // 10, 1))
+        .then(pl.lit("test"))
+        .when(page >= pages - 2 * max(pages // 10, 1))
+        .then(pl.lit("validation"))
+        .otherwise(pl.lit("train"))
+        .alias("split")
+    )
