@@ -1,0 +1,254 @@
+"""The command line of the service: `python -m service serve | load-histories | score | models`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from service.settings import Provider, Settings
+
+app = typer.Typer(
+    help="Serve click probabilities of a published DIN model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Root = Annotated[
+    Path | None,
+    typer.Option("--repository", help="Folder of published models. [default: var/repository]"),
+]
+Name = Annotated[
+    str | None, typer.Option(help="The model. Not needed when the repository has one only.")
+]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(help="Where the histories are. [default: redis://127.0.0.1:6379/0]"),
+]
+Prefix = Annotated[str | None, typer.Option("--key-prefix", help="Prefix of all Redis keys.")]
+
+
+class CommandError(Exception):
+    """What the user has to know, in one line."""
+
+
+@app.command()
+def serve(
+    *,
+    repository: Root = None,
+    redis_url: RedisUrl = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 picks one. [default: 8000]")] = None,
+    name: Name = None,
+    provider: Annotated[
+        Provider | None, typer.Option(help="auto takes CUDA where it is. [default: auto]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of one run of the model. [default: 1]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Runs side by side. [default: cores / threads]")
+    ] = None,
+    key_prefix: Prefix = None,
+) -> None:
+    """Serve POST /score, and take over newer versions of the model as they appear.
+
+    Every option, and more, is also an environment variable: DINSERVE_REDIS_URL, DINSERVE_PORT,
+    DINSERVE_TIMEOUT_MS, ... (see service/settings.py).
+    """
+    import uvicorn
+
+    from service.app import create_app
+    from service.engine import EngineError
+    from service.telemetry import log_as_json
+
+    settings = _settings(
+        repository=repository,
+        redis_url=redis_url,
+        host=host,
+        port=port,
+        name=name,
+        provider=provider,
+        threads=threads,
+        workers=workers,
+        key_prefix=key_prefix,
+    )
+    log_as_json()
+    try:
+        application = create_app(settings)
+    except (EngineError, ValueError) as error:
+        raise CommandError(str(error)) from None
+    uvicorn.run(
+        application,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=10,
+        server_header=False,
+    )
+
+
+@app.command("load-histories")
+def load_histories(
+    *,
+    data: Annotated[
+        Path, typer.Option(help="Folder with the prepared events.parquet and users.parquet.")
+    ] = Path("var/data"),
+    repository: Root = None,
+    redis_url: RedisUrl = None,
+    name: Name = None,
+    key_prefix: Prefix = None,
+    days: Annotated[int, typer.Option(min=1, help="Time to live of every key.")] = 90,
+) -> None:
+    """Store the users' behaviours and profiles in Redis, for the newest version's schema."""
+    import time
+
+    from rich.console import Console
+
+    from service import load
+
+    settings = _settings(
+        repository=repository, redis_url=redis_url, name=name, key_prefix=key_prefix
+    )
+    console = Console(stderr=True)
+    started = time.perf_counter()
+    schema = _newest_schema(settings)
+    try:
+        with console.status("Reading the behaviours"):
+            histories = load.read(data, schema)
+        with _progress(console) as progress:
+            task = progress.add_task("Storing", total=len(histories))
+            count = load.write(
+                histories,
+                schema,
+                settings.redis_url,
+                prefix=settings.key_prefix,
+                seconds=days * 24 * 3600,
+                progress=lambda some: progress.advance(task, some),
+            )
+    except load.LoadError as error:
+        raise CommandError(str(error)) from None
+    console.print(
+        f"{len(histories.records):,} behaviours of {len(histories.users):,} users: "
+        f"{count:,} keys stored in {time.perf_counter() - started:.1f} s"
+    )
+
+
+@app.command()
+def score(
+    user: Annotated[str, typer.Option(help="The user's id.")],
+    candidates: Annotated[str, typer.Option(help="Item ids, separated by commas.")],
+    url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8000",
+    explain: Annotated[
+        int, typer.Option(min=0, max=20, help="Behaviours to name per candidate.")
+    ] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as it came.")] = False,
+) -> None:
+    """Rank candidates for a user through a running service."""
+    import httpx
+
+    items = [item.strip() for item in candidates.split(",") if item.strip()]
+    asked = {"user_id": user, "candidates": items, "explain": explain}
+    try:
+        answer = httpx.post(f"{url.rstrip('/')}/score", json=asked, timeout=10)
+        body = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise CommandError(f"{url}: no answer of a service ({error})") from None
+    if answer.status_code != 200:
+        field = f" ({body['field']})" if body.get("field") else ""
+        raise CommandError(f"{answer.status_code} {body.get('title')}: {body.get('detail')}{field}")
+    if as_json:
+        sys.stdout.write(answer.text + "\n")
+    else:
+        _print_ranking(body)
+
+
+@app.command()
+def models(repository: Root = None, name: Name = None) -> None:
+    """List the published versions: what they measured, and whether they can be served."""
+    from service import listing
+
+    settings = _settings(repository=repository, name=name)
+    try:
+        listing.print_versions(settings)
+    except listing.ListingError as error:
+        raise CommandError(str(error)) from None
+
+
+def _settings(**given: Any) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise CommandError(f"{field}: {first['msg']}") from None
+
+
+def _newest_schema(settings: Settings) -> Any:
+    from model.contract.bundle import BundleError
+    from model.contract.repository import Repository, RepositoryError
+
+    try:
+        repository = Repository.find(settings.repository, settings.name)
+        versions = repository.versions()
+        if not versions:
+            raise CommandError(f"{repository.folder}: no version is published")
+        return repository.open(versions[-1]).schema
+    except (RepositoryError, BundleError) as error:
+        raise CommandError(str(error)) from None
+
+
+def _progress(console: Any) -> Any:
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.speed:,.0f} keys/s"),
+        progress.TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _print_ranking(body: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{body['model']} version {body['version']}")
+    for column in ("", "item", "probability", "because (weight)", ""):
+        table.add_column(column, justify="right" if column == "probability" else "left")
+    ranked = sorted(body["scores"], key=lambda one: -one["ctr"])
+    for rank, one in enumerate(ranked, 1):
+        reasons = ", ".join(
+            f"{reason['item_id'] or '?'} ({reason['weight']:.3f})"
+            for reason in one.get("because", [])
+        )
+        note = "" if one["status"] == "known" else "unknown item"
+        table.add_row(str(rank), str(one["item_id"]), f"{one['ctr']:.4f}", reasons, note)
+    console = Console()
+    console.print(table)
+    degraded = f", {body['degraded']}" if body["degraded"] else ""
+    console.print(
+        f"history of {body['history_length']} behaviours{degraded}, "
+        f"{body['timing_ms']['total']:.1f} ms (model {body['timing_ms']['model']:.1f} ms)"
+    )
+
+
+def main() -> None:
+    """Run a command; what the user did wrong is one line and exit status 1."""
+    try:
+        app()
+    except CommandError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The engine: runs a bundle's graph. Knows arrays and devices, not requests.
+
+`Engine` is what the rest of the service sees; `OnnxEngine` is onnxruntime behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from model.contract.batch import Batch
+from model.contract.schema import Schema
+from service.settings import Provider
+
+Floats = npt.NDArray[np.float32]
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_ERRORS_ONLY = 3
+_WARM_PAIRS = 100_000
+# An ONNX graph `y = Identity(x)`: shows whether the runtime really gets the device it offers.
+_IDENTITY = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
+    "0f0a0179120a0a08080112040a02080142040a00100d"
+)
+
+
+class EngineError(RuntimeError):
+    """A provider or a graph that can't be used, and why."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """``logit`` [C, tasks]; ``weight`` [C, L] of each behaviour for each candidate if asked."""
+
+    logit: Floats
+    weight: Floats | None = None
+
+
+class Engine(Protocol):
+    """Scores batches; may be called from several threads at a time."""
+
+    @property
+    def provider(self) -> str:
+        """Where it runs: cpu or cuda."""
+        ...
+
+    def run(self, batch: Batch, weight: bool = False) -> Scores:
+        """Scores of a batch. Raises `EngineError` when one is not finite."""
+        ...
+
+
+def pick_provider(asked: Provider) -> str:
+    """The provider to use, cpu or cuda. Raises `EngineError` for cuda where there is none."""
+    if asked == "cpu":
+        return "cpu"
+    if _CUDA not in onnxruntime.get_available_providers():
+        if asked == "cuda":
+            raise EngineError("provider cuda: this onnxruntime has no CUDA; install the gpu extra")
+        return "cpu"
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    if _CUDA in _session(_IDENTITY, "cuda", threads=1).get_providers():
+        return "cuda"
+    if asked == "cuda":
+        raise EngineError("provider cuda: onnxruntime finds no usable CUDA device")
+    return "cpu"
+
+
+class OnnxEngine:
+    """One graph in onnxruntime. ``threads`` compute one run; runs may go side by side."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self._inputs = frozenset(each.name for each in session.get_inputs())
+        self._outputs = frozenset(each.name for each in session.get_outputs())
+        if "logit" not in self._outputs:
+            raise EngineError("model.onnx: an output named logit expected")
+        on_device = session.get_providers()[0] == _CUDA
+        self._provider = "cuda" if on_device else "cpu"
+
+    @classmethod
+    def open(cls, graph: Path, provider: str, threads: int = 1) -> OnnxEngine:
+        """Load a graph on a provider of `pick_provider`. Raises `EngineError`."""
+        try:
+            engine = cls(_session(str(graph), provider, threads))
+        except EngineError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise EngineError(f"model.onnx: {_first_line(error)}") from error
+        if engine.provider != provider:
+            raise EngineError(f"model.onnx: runs on {engine.provider}, not on {provider}")
+        return engine
+
+    @property
+    def provider(self) -> str:
+        return self._provider
+
+    def run(self, batch: Batch, weight: bool = False) -> Scores:
+        names = ["logit", "weight"] if weight and "weight" in self._outputs else ["logit"]
+        feeds = {name: a for name, a in batch.feeds().items() if name in self._inputs}
+        try:
+            logit, *rest = self._session.run(names, feeds)
+        except Exception as error:  # as above
+            raise EngineError(f"model.onnx: {_first_line(error)}") from error
+        if len(logit) != batch.candidates or not np.isfinite(logit).all():
+            raise EngineError("model.onnx: a score is missing or not finite")
+        return Scores(logit, rest[0] if rest else None)
+
+
+def warm_up(engine: Engine, schema: Schema) -> None:
+    """Run the shapes a service meets, so that no request pays for first allocations."""
+    for batch in _shapes(schema):
+        engine.run(batch)
+        engine.run(batch, weight=True)
+
+
+def _shapes(schema: Schema) -> Iterator[Batch]:
+    """No, one and the most behaviours; few and many candidates; all of them PAD."""
+    width = schema.width("item") + schema.width("behaviour")
+    for length in (0, 1, schema.history_length):
+        for count in (1, 64, max(1, min(500, _WARM_PAIRS // max(1, length)))):
+            owner = np.zeros(count, np.int64)
+            yield Batch(
+                history=np.zeros((1, length, width), np.int64),
+                user=np.zeros((1, schema.width("user")), np.int64),
+                item=np.zeros((count, schema.width("item")), np.int64),
+                ad=np.zeros((count, schema.width("ad")), np.int64),
+                context=np.zeros((count, schema.width("context")), np.int64),
+                owner=owner,
+                start=owner,
+                stop=owner + length,
+            )
+
+
+def _session(graph: str | bytes, provider: str, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    # A thread that spins between runs takes the core from the event loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = [_CUDA, _CPU] if provider == "cuda" else [_CPU]
+    return onnxruntime.InferenceSession(graph, options, providers=providers)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:300]

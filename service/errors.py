@@ -1,0 +1,83 @@
+"""The errors a caller may see: each class holds its HTTP status, each instance says what is wrong.
+
+::
+
+    Problem
+    ├── Malformed        400  the body is no JSON
+    ├── Invalid          422  a field is not what it should be; `field` names it
+    ├── BodyTimeout      408  the body did not arrive
+    ├── BodyTooLarge     413
+    ├── NotJson          415
+    ├── Internal         500  ours: the traceback is in the log, under the request id
+    ├── Unavailable      503  not now; `retry_after` seconds
+    │   ├── NotReady          no verified model yet
+    │   ├── Overloaded        too much work is waiting
+    │   └── Stopped           the batcher does not run
+    └── DeadlineExceeded 504  the caller's time is over
+
+No detail ever holds a value that the caller sent: it may be personal, and it may be hostile.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Problem(Exception):  # noqa: N818 (the word of RFC 9457)
+    """An answer other than 200, as application/problem+json (RFC 9457)."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self, detail: str = "", field: str | None = None, *, retry_after: float | None = None
+    ) -> None:
+        super().__init__(detail or self.title)
+        self.detail, self.field, self.retry_after = detail or self.title, field, retry_after
+
+
+class Malformed(Problem):
+    status, title = 400, "Malformed JSON"
+
+
+class Invalid(Problem):
+    status, title = 422, "Invalid request"
+
+
+class BodyTimeout(Problem):
+    status, title = 408, "The body did not arrive in time"
+
+
+class BodyTooLarge(Problem):
+    status, title = 413, "Body too large"
+
+
+class NotJson(Problem):
+    status, title = 415, "Unsupported media type"
+
+
+class Internal(Problem):
+    """Something of ours failed."""
+
+
+class Unavailable(Problem):
+    status, title = 503, "Unavailable"
+
+    def __init__(self, detail: str = "", *, retry_after: float = 1.0) -> None:
+        super().__init__(detail, retry_after=retry_after)
+
+
+class NotReady(Unavailable):
+    title = "Not ready"
+
+
+class Overloaded(Unavailable):
+    title = "Overloaded"
+
+
+class Stopped(Unavailable):
+    title = "Stopped"
+
+
+class DeadlineExceeded(Problem):
+    status, title = 504, "Deadline exceeded"

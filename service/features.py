@@ -1,0 +1,196 @@
+"""The behaviour store: a user's history and profile in Redis, read in one bounded round trip.
+
+============================== =============================================================
+``PREFIX:{USER}:h:LAYOUT``     the history: records of `model.contract.history`, oldest first
+``PREFIX:{USER}:p``            the profile: a JSON object of the schema's raw user fields
+============================== =============================================================
+
+The braces put both keys of a user in one cluster slot. Every key has a time to live.
+
+A store that is slow, down or wrong never fails a request: `BehaviourStore.read` then answers
+without, says so in ``degraded``, and after several failures in a row stops asking for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import orjson
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from model.contract.history import HistoryCodec, HistoryError, Records
+from model.contract.schema import Schema
+
+HISTORY_UNAVAILABLE = "history_unavailable"
+PROFILE_UNAVAILABLE = "profile_unavailable"
+_log = logging.getLogger(__name__)
+
+
+def history_key(prefix: str, user: str, layout: str) -> str:
+    return f"{prefix}:{{{user}}}:h:{layout}"
+
+
+def profile_key(prefix: str, user: str) -> str:
+    return f"{prefix}:{{{user}}}:p"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the store knows of a user; nothing for an unknown one. ``degraded`` says what failed."""
+
+    history: Records
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    degraded: str | None = None
+
+
+class Breaker:
+    """Stops asking a failing store: open after ``failures`` in a row, for ``seconds``; then one
+    caller probes, and its outcome closes or reopens it."""
+
+    def __init__(
+        self, failures: int, seconds: float, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._limit, self._seconds, self._clock = failures, seconds, clock
+        self._failures = 0
+        self._retry_at = 0.0
+        self._probing = False
+
+    @property
+    def open(self) -> bool:
+        return self._failures >= self._limit
+
+    def allow(self) -> bool:
+        """Whether to ask now. Who is allowed must say `succeeded`, `failed` or `left`."""
+        if not self.open:
+            return True
+        if self._probing or self._clock() < self._retry_at:
+            return False
+        self._probing = True
+        return True
+
+    def succeeded(self) -> None:
+        self._failures, self._probing = 0, False
+
+    def failed(self) -> None:
+        self._failures, self._probing = self._failures + 1, False
+        if self.open:
+            self._retry_at = self._clock() + self._seconds
+
+    def left(self) -> None:
+        """The caller went before there was an outcome."""
+        self._probing = False
+
+
+class BehaviourStore:
+    """Reads users from Redis; `async with` opens and closes its connections."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str,
+        timeout: float,
+        connections: int,
+        breaker: Breaker,
+        on_failure: Callable[[str], object] = lambda reason: None,
+    ) -> None:
+        self._prefix, self._timeout = prefix, timeout
+        self.breaker, self._on_failure = breaker, on_failure
+        # The client's own defaults wait for seconds and retry; protocol 2 spares the handshake.
+        self._pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections,
+            timeout=timeout,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+        self._redis = Redis(connection_pool=self._pool)
+
+    async def __aenter__(self) -> BehaviourStore:
+        try:
+            async with asyncio.timeout(1.0):
+                await self._redis.ping()
+        except (RedisError, OSError, TimeoutError) as error:
+            _log.warning("the behaviour store does not answer yet: %s", type(error).__name__)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._redis.aclose()
+        await self._pool.disconnect()
+
+    async def read(
+        self, user: str, schema: Schema, codec: HistoryCodec, *, history: bool, budget: float
+    ) -> Stored:
+        """History (the last of it that the schema looks at, if asked) and profile of a user.
+
+        One round trip of at most ``budget`` seconds or the store's own timeout. Never raises for
+        what Redis does.
+        """
+        missing = HISTORY_UNAVAILABLE if history else PROFILE_UNAVAILABLE
+        if not self.breaker.allow():
+            return Stored(codec.empty(), degraded=missing)
+        try:
+            async with asyncio.timeout(min(self._timeout, budget)):
+                answers = await self._ask(user, schema, codec, history)
+        except (RedisError, OSError, TimeoutError) as error:
+            self.breaker.failed()
+            self._report(type(error).__name__)
+            return Stored(codec.empty(), degraded=missing)
+        except BaseException:
+            self.breaker.left()
+            raise
+        self.breaker.succeeded()
+        profile, *rest = answers
+        return self._decode(profile, rest, codec)
+
+    async def _ask(
+        self, user: str, schema: Schema, codec: HistoryCodec, history: bool
+    ) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.get(profile_key(self._prefix, user))
+        if history:
+            key = history_key(self._prefix, user, schema.layout)
+            pipeline.strlen(key)
+            pipeline.getrange(key, -schema.history_length * codec.width, -1)
+        return await pipeline.execute()
+
+    def _decode(self, profile: bytes | None, rest: list[Any], codec: HistoryCodec) -> Stored:
+        degraded, records = None, codec.empty()
+        try:
+            fields = {} if profile is None else orjson.loads(profile)
+            if not isinstance(fields, dict):
+                raise ValueError("a profile is a JSON object")
+        except ValueError:
+            fields, degraded = {}, PROFILE_UNAVAILABLE
+            self._report("corrupt profile")
+        if rest:
+            whole, data = rest
+            try:
+                # Of a history that is cut in the middle of a record no record can be trusted.
+                if whole % codec.width:
+                    raise HistoryError("a record is cut")
+                records = codec.unpack(data)
+            except HistoryError:
+                degraded = HISTORY_UNAVAILABLE
+                self._report("corrupt history")
+        return Stored(records, fields, degraded)
+
+    def _report(self, reason: str) -> None:
+        self._on_failure(reason)
+        _log.warning("the behaviour store failed: %s", reason)

@@ -1,0 +1,161 @@
+"""Loading: prepared logs into the behaviour store. Its one reader of Parquet (extra: load).
+
+Per user the most recent `KEPT` x history_length behaviours are stored: enough for a later model
+that looks further back, and bounded for the most active users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from redis import Redis
+from redis.exceptions import RedisError
+
+from model.contract.history import HistoryCodec, Records
+from model.contract.ids import MISSING, Keys, keys
+from model.contract.schema import Field, Schema
+from service.features import history_key, profile_key
+
+if TYPE_CHECKING:
+    import polars as pl
+
+KEPT = 4
+TIME_TO_LIVE = 90 * 24 * 3600
+_TOGETHER = 1000
+
+
+class LoadError(RuntimeError):
+    """Logs that can't be loaded: the file, the column and what was expected."""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """All behaviours as ``records`` in the order of their users; user i's are
+    records[ends[i-1]:ends[i]]. ``profiles`` maps a user to the raw user fields."""
+
+    users: Sequence[str]
+    ends: npt.NDArray[np.int64]
+    records: Records
+    profiles: dict[str, dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.users) + len(self.profiles)
+
+    def entries(self, schema: Schema, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Keys and values to store."""
+        begin = 0
+        for user, end in zip(self.users, self.ends.tolist(), strict=True):
+            kept = max(begin, end - KEPT * schema.history_length)
+            yield history_key(prefix, user, schema.layout), self.records[kept:end].tobytes()
+            begin = end
+        for user, profile in self.profiles.items():
+            yield profile_key(prefix, user), orjson.dumps(profile)
+
+
+def read(folder: Path, schema: Schema) -> Histories:
+    """Histories and profiles of prepared logs (events.parquet, users.parquet).
+
+    Raises `LoadError`.
+    """
+    try:
+        import polars as pl
+    except ImportError:
+        raise LoadError("polars is needed to read Parquet: pip install 'dinserve[load]'") from None
+    names = ["user_id", "item_id", "ts", *(field.name for field in schema.behaviour)]
+    events = _columns(folder / "events.parquet", [*names, "behaviour"])
+    try:
+        events = events.filter(pl.col("behaviour")).select(names)
+        events = events.with_columns(pl.col("user_id").cast(pl.String), pl.col("ts").cast(pl.Int64))
+        events = events.sort("user_id", "ts", maintain_order=True)
+        packed = {"ts": events["ts"].to_numpy(), "item_id": _keys(events["item_id"])}
+        for field in schema.behaviour:
+            packed[field.name] = _stored(field, events[field.name])
+        counts = events.group_by("user_id", maintain_order=True).len()
+    except pl.exceptions.PolarsError as error:
+        raise LoadError(f"events.parquet: {str(error).splitlines()[0]}") from None
+    return Histories(
+        users=counts["user_id"].to_list(),
+        ends=np.cumsum(counts["len"].to_numpy(), dtype=np.int64),
+        records=HistoryCodec(schema).pack(packed),
+        profiles=_profiles(folder / "users.parquet", schema) if schema.user else {},
+    )
+
+
+def write(
+    histories: Histories,
+    schema: Schema,
+    url: str,
+    *,
+    prefix: str,
+    seconds: int = TIME_TO_LIVE,
+    progress: Callable[[int], object] = lambda count: None,
+) -> int:
+    """Store everything with a time to live; how many keys. Raises `LoadError`."""
+    entries = histories.entries(schema, prefix)
+    written = 0
+    try:
+        with Redis.from_url(url, socket_timeout=30, socket_connect_timeout=3) as redis:
+            while some := list(islice(entries, _TOGETHER)):
+                pipeline = redis.pipeline(transaction=False)
+                for key, value in some:
+                    pipeline.set(key, value, ex=seconds)
+                pipeline.execute()
+                written += len(some)
+                progress(len(some))
+    except (RedisError, OSError, ValueError) as error:
+        raise LoadError(f"Redis: {error}") from None
+    return written
+
+
+def _columns(file: Path, names: Sequence[str]) -> pl.DataFrame:
+    import polars as pl
+
+    try:
+        found = pl.read_parquet_schema(file)
+        for name in names:
+            if name not in found:
+                raise LoadError(f"{file}: {name}: this column is expected")
+        return pl.read_parquet(file, columns=list(names))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise LoadError(f"{file}: {str(error).splitlines()[0]}") from None
+
+
+def _keys(column: pl.Series) -> Keys:
+    """Stable keys of a column of ids; each distinct id is hashed once. Null is missing."""
+    import polars as pl
+
+    if column.dtype.is_float() or column.dtype.is_nested():
+        raise LoadError(f"events.parquet: {column.name}: ids are strings or integers")
+    texts = column.cast(pl.String)
+    distinct = texts.drop_nulls().unique()
+    if not len(distinct):
+        return np.full(len(texts), MISSING, np.uint64)
+    table = pl.Series(keys(distinct.to_list()))
+    found = texts.replace_strict(distinct, table, default=MISSING, return_dtype=pl.UInt64)
+    return found.fill_null(MISSING).to_numpy()
+
+
+def _stored(field: Field, column: pl.Series) -> npt.NDArray[Any]:
+    import polars as pl
+
+    if field.kind != "number":
+        return _keys(column)
+    return column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def _profiles(file: Path, schema: Schema) -> dict[str, dict[str, Any]]:
+    import polars as pl
+
+    fields = [field.name for field in schema.user]
+    users = _columns(file, ["user_id", *fields]).with_columns(pl.col("user_id").cast(pl.String))
+    return {
+        row["user_id"]: {name: row[name] for name in fields if row[name] is not None}
+        for row in users.iter_rows(named=True)
+    }

@@ -1,0 +1,232 @@
+"""The routes: HTTP in, HTTP out. Bodies are read here, with a limit on bytes and time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from service.batcher import Batcher
+from service.engine import Scores
+from service.errors import BodyTimeout, BodyTooLarge, Internal, NotJson, NotReady, Problem
+from service.registry import Registry
+from service.scorer import Job, Scorer
+from service.settings import Settings
+from service.telemetry import Telemetry
+from service.wire import ProblemDocument, ScoreRequest, ScoreResponse
+
+REQUEST_ID = "X-Request-ID"
+_MAX_REQUEST_ID = 128
+_log = logging.getLogger(__name__)
+
+_PROBLEMS = {
+    400: "The body is not JSON",
+    408: "The body did not arrive in time",
+    413: "The body is over the limit",
+    415: "The body is not declared as JSON",
+    422: "A field is not what it should be; `field` names it",
+    500: "Ours; the request id finds it in the log",
+    503: "Not ready or overloaded; try again after Retry-After seconds",
+    504: "The deadline passed; the model was not run, or its score came too late",
+}
+
+
+def routes(
+    settings: Settings,
+    *,
+    scorer: Scorer,
+    registry: Registry,
+    batcher: Batcher[Job, Scores],
+    telemetry: Telemetry,
+) -> APIRouter:
+    """All routes of the service."""
+    router = APIRouter()
+
+    @router.post(
+        "/score",
+        response_class=Response,
+        summary="Click probabilities of candidates for one user",
+        openapi_extra=_score_document(),
+    )
+    async def score(request: Request) -> Response:
+        started = perf_counter()
+        body = await read_body(request, settings)
+        answer = await scorer.score(body, request_id(request), started)
+        telemetry.request_seconds.observe(perf_counter() - started)
+        telemetry.requests.labels("200").inc()
+        return json_response(answer, request)
+
+    @router.get("/healthz", response_class=Response, summary="The process lives")
+    async def healthz(request: Request) -> Response:
+        return json_response(b'{"status":"alive"}', request)
+
+    @router.get("/readyz", response_class=Response, summary="A verified and warm model is served")
+    async def readyz(request: Request) -> Response:
+        version = registry.current
+        if version is None:
+            raise NotReady(f"No model is served: {registry.trouble}")
+        if not batcher.alive:
+            raise NotReady("The batcher does not run")
+        state = {
+            "status": "ready",
+            "model": version.name,
+            "version": version.number,
+            "schema": version.schema.fingerprint,
+            "provider": version.engine.provider,
+            "threads": settings.threads,
+            "workers": batcher.workers,
+        }
+        return json_response(orjson.dumps(state), request)
+
+    @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
+    async def metrics() -> Response:
+        telemetry.queued_pairs.set(batcher.queued)
+        telemetry.ready.set(registry.current is not None and batcher.alive)
+        return Response(telemetry.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return router
+
+
+def answer_problems(app: FastAPI, telemetry: Telemetry) -> None:
+    """Make every error an application/problem+json."""
+
+    def count(request: Request, status: int) -> None:
+        if request.url.path == "/score":
+            telemetry.requests.labels(str(status)).inc()
+
+    async def problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        count(request, error.status)
+        if error.status >= 500 and error.__cause__ is not None:
+            _log.error("request %s failed", request_id(request), exc_info=error)
+        return problem_response(request, error.status, error.title, error.detail, problem=error)
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        count(request, error.status_code)
+        title = str(error.detail)
+        return problem_response(request, error.status_code, title, title, headers=error.headers)
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        count(request, 500)
+        _log.error("request %s failed", request_id(request))
+        return problem_response(request, 500, Internal.title, Internal.title)
+
+    app.add_exception_handler(Problem, problem)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def request_id(request: Request) -> str:
+    """The caller's X-Request-ID where it can be echoed (1 to 128 visible ASCII characters)."""
+    found: str | None = getattr(request.state, "request_id", None)
+    if found is None:
+        found = request.headers.get(REQUEST_ID, "")
+        sane = 0 < len(found) <= _MAX_REQUEST_ID and all("!" <= each <= "~" for each in found)
+        request.state.request_id = found = found if sane else uuid.uuid4().hex
+    return found
+
+
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """The whole body. Raises `NotJson`, `BodyTooLarge` and `BodyTimeout`."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
+        raise NotJson("Content-Type: application/json expected", "Content-Type")
+    limit = settings.max_body_bytes
+    too_large = BodyTooLarge(f"A body has at most {limit} bytes", "body")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:19]) > limit:
+        raise too_large
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(settings.body_timeout_seconds):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                chunks.append(chunk)
+    except TimeoutError:
+        raise BodyTimeout("The body did not arrive in time", "body") from None
+    return b"".join(chunks)
+
+
+def json_response(body: bytes, request: Request) -> Response:
+    return Response(body, media_type="application/json", headers={REQUEST_ID: request_id(request)})
+
+
+def problem_response(
+    request: Request,
+    status: int,
+    title: str,
+    detail: str,
+    *,
+    problem: Problem | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An RFC 9457 answer. A body that was not read through ends the connection."""
+    identity = request_id(request)
+    sent = {**(headers or {}), REQUEST_ID: identity}
+    if problem is not None and problem.retry_after is not None:
+        sent["Retry-After"] = str(max(1, round(problem.retry_after)))
+    if status in {408, 413, 415}:
+        sent["Connection"] = "close"
+    body = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "field": problem.field if problem is not None else None,
+        "request_id": identity,
+    }
+    return Response(orjson.dumps(body), status, sent, "application/problem+json")
+
+
+def _score_document() -> dict[str, Any]:
+    """What /docs says of `POST /score`, whose body is not read by FastAPI."""
+
+    def content(kind: str, model: Any, mode: Any) -> dict[str, Any]:
+        return {kind: {"schema": inline(model.model_json_schema(mode=mode))}}
+
+    return {
+        "requestBody": {
+            "required": True,
+            "content": content("application/json", ScoreRequest, "validation"),
+        },
+        "responses": {
+            "200": {
+                "description": "Scores in the order of the candidates",
+                "content": content("application/json", ScoreResponse, "serialization"),
+            },
+            **{
+                str(status): {
+                    "description": text,
+                    "content": content("application/problem+json", ProblemDocument, "validation"),
+                }
+                for status, text in _PROBLEMS.items()
+            },
+        },
+    }
+
+
+def inline(document: dict[str, Any]) -> Any:
+    """A JSON schema with its own $defs put in place of the references to them."""
+    definitions = document.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolve(definitions[node["$ref"].rpartition("/")[2]])
+            return {key: resolve(value) for key, value in node.items()}
+        return [resolve(each) for each in node] if isinstance(node, list) else node
+
+    return resolve(document)

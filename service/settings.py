@@ -1,0 +1,68 @@
+"""The settings: everything that can be set from outside, and the only reader of the environment.
+
+Each field is the variable ``DINSERVE_<FIELD>``; the command line's options win over it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Provider = Literal["auto", "cpu", "cuda"]
+
+
+def cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """One service process. Times in the unit their name says; a pair is candidate x behaviour."""
+
+    model_config = SettingsConfigDict(env_prefix="DINSERVE_", frozen=True)
+
+    repository: Path = Field(Path("var/repository"), description="folder of published models")
+    name: str | None = Field(None, description="the model to serve; not needed if it is the only")
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    key_prefix: str = Field("din", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+
+    provider: Provider = "auto"
+    threads: int = Field(1, ge=1, le=256, description="threads of one run of the model")
+    workers: int | None = Field(
+        None, ge=1, le=256, description="runs side by side; default: cores / threads, 2 on CUDA"
+    )
+    poll_seconds: float = Field(1.0, gt=0, description="how often a newer version is looked for")
+
+    store_timeout_ms: float = Field(40.0, gt=0, le=10_000, description="all of a history's read")
+    store_connections: int = Field(64, ge=1)
+    breaker_failures: int = Field(5, ge=1, description="failures in a row that open the breaker")
+    breaker_seconds: float = Field(1.0, gt=0, description="how long it stays open")
+
+    timeout_ms: int = Field(1000, ge=1, le=60_000, description="deadline of a request without one")
+    body_timeout_seconds: float = Field(10.0, gt=0)
+    max_body_bytes: int = Field(2**20, ge=1)
+    max_queued_pairs: int = Field(
+        4_000_000, ge=1, description="pairs that may wait; beyond, requests are refused with 503"
+    )
+    merge_pairs: int | None = Field(
+        None, ge=0, description="requests share a call up to this; default: 500, 262144 on CUDA"
+    )
+    keep_alive_seconds: int = Field(30, ge=1)
+
+    def runs(self, on_device: bool) -> int:
+        """Runs of the model side by side."""
+        return self.workers or (2 if on_device else max(1, cores() // self.threads))
+
+    def merges(self, on_device: bool) -> int:
+        """Padded pairs up to which requests share a call: a device must be filled, a core not."""
+        if self.merge_pairs is not None:
+            return self.merge_pairs
+        return 262_144 if on_device else 500

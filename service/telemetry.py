@@ -1,0 +1,92 @@
+"""Telemetry: what the service tells its operators, as Prometheus metrics and log lines.
+
+No user or item id is ever a label or part of a line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+_MILLISECONDS = (0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 200, 500, 1000, 5000)
+_SECONDS = tuple(each / 1e3 for each in _MILLISECONDS)
+_SIZES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
+_PAIRS = tuple(10.0**power for power in range(8))
+
+
+class Telemetry:
+    """The metrics of one application; several may live in a process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"dinserve_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"dinserve_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"dinserve_{name}", text, registry=registry, buckets=buckets)
+
+        self.requests = counter("requests_total", "Score requests answered", "status")
+        self.request_seconds = histogram("request_seconds", "Whole of a score request", _SECONDS)
+        self.store_seconds = histogram("store_seconds", "Read of history and profile", _SECONDS)
+        self.queue_seconds = histogram("queue_seconds", "Wait for the model", _SECONDS)
+        self.model_seconds = histogram("model_seconds", "Run of the model", _SECONDS)
+        self.candidates = histogram("candidates", "Candidates per request", _SIZES)
+        self.history_length = histogram("history_length", "Behaviours per request", _SIZES)
+        self.unknown_items = counter("unknown_items_total", "Candidates not in the catalogue")
+        self.degraded = counter("degraded_total", "Requests scored with less", "reason")
+        self.store_failures = counter("store_failures_total", "Reads that failed", "reason")
+        self.breaker_open = gauge("breaker_open", "1 while the store is not asked")
+        self.calls = counter("model_calls_total", "Runs of the model")
+        self.call_requests = histogram("model_call_requests", "Requests per run", _SIZES)
+        self.call_pairs = histogram("model_call_pairs", "Candidate x behaviour pairs", _PAIRS)
+        self.queued_pairs = gauge("queued_pairs", "Pairs that wait for the model")
+        self.ready = gauge("ready", "1 once a verified model is served")
+        self.version = gauge("model_version", "The version served", "model")
+        self.swaps = counter("model_swaps_total", "Versions taken into service")
+        self.refused = counter("model_versions_refused_total", "Versions found bad", "model")
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per log line: time, level, logger, message, and a traceback if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        instant = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{instant}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def log_as_json(level: int = logging.INFO) -> None:
+    """Send every log of the process to standard error as JSON lines."""
+    output = logging.StreamHandler(sys.stderr)
+    output.setFormatter(JsonLines())
+    logging.basicConfig(level=level, handlers=[output], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
