@@ -65,7 +65,7 @@ class Batch:
         place [C]     u * N + n of each candidate
         """
         counts = np.bincount(self.owner, minlength=self.users)
-        slots = int(counts.max())
+        slots = int(counts.max(initial=0))
         order = np.argsort(self.owner, kind="stable")
         first = np.cumsum(counts) - counts
         by_owner = self.owner[order]
@@ -80,15 +80,16 @@ def merge(batches: Sequence[Batch]) -> Batch:
     """One batch of several: users and candidates in the order given. Needs at least one."""
     if len(batches) == 1:
         return batches[0]
+    users = sum(batch.users for batch in batches)
     longest = max(batch.history.shape[1] for batch in batches)
-    first_user = np.cumsum([0, *(batch.users for batch in batches[:-1])])
-    histories = [
-        np.pad(batch.history, ((0, 0), (0, longest - batch.history.shape[1]), (0, 0)))
-        for batch in batches
-    ]
-    owners = [batch.owner + first for batch, first in zip(batches, first_user, strict=True)]
+    history = np.zeros((users, longest, batches[0].history.shape[2]), np.int64)  # PAD
+    owners, first = [], 0
+    for batch in batches:
+        history[first : first + batch.users, : batch.history.shape[1]] = batch.history
+        owners.append(batch.owner + first)
+        first += batch.users
     return Batch(
-        history=np.concatenate(histories),
+        history=history,
         owner=np.concatenate(owners),
         **{
             name: np.concatenate([getattr(batch, name) for batch in batches])

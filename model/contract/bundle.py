@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,19 @@ import numpy.typing as npt
 
 from model.contract.batch import Batch, merge
 from model.contract.catalogue import Catalogue
-from model.contract.encode import Encoder, FieldError, Given, Request, table_of
+from model.contract.encode import Encoder, Given, Request, table_of
 from model.contract.ids import Vocabulary
-from model.contract.schema import Schema, SchemaError
+from model.contract.schema import Schema
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+REQUIRED = (
+    "schema.toml",
+    "model.onnx",
+    *(f"catalogue/{name}.npy" for name in ("keys", "rows", "ends", "names")),
+    "golden.json",
+    "golden.npz",
+)
 
 Logits = npt.NDArray[np.float32]
 Run = Callable[[Batch], Logits]
@@ -77,11 +84,15 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """Check every digest, then load. Raises `BundleError`."""
-        manifest = _read_manifest(folder)
-        for name, entry in manifest["files"].items():
-            _check_file(folder, name, entry)
+        """Check every digest, then load what the manifest lists. Raises `BundleError`."""
         try:
+            manifest = _read_manifest(folder)
+            files = manifest["files"]
+            for name, entry in files.items():
+                _check_file(folder, name, entry)
+            for name in REQUIRED:
+                if name not in files:
+                    raise BundleError(f"{MANIFEST}: {name} is not listed")
             schema = Schema.load(folder / "schema.toml")
             if schema.fingerprint != manifest["schema"]:
                 raise BundleError("schema.toml: fingerprint differs from the manifest's")
@@ -89,32 +100,37 @@ class Bundle:
             if catalogue.rows.shape[1] != schema.width("item"):
                 raise BundleError("catalogue: as many columns as the schema's item fields expected")
             tables = {
-                name: table_of(field, _vocabulary(folder, name))
+                name: table_of(field, _vocabulary(folder, name, files))
                 for name, field in schema.tables.items()
             }
             encoder = Encoder(schema, tables, catalogue)
             return cls(folder, schema, encoder, _read_golden(folder), manifest)
         except BundleError:
             raise
-        except (OSError, SchemaError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{folder.name}: {error}") from error
+        except Exception as error:  # npz, zip and JSON readers raise more than they document
+            raise BundleError(f"{folder.name}: {error!r}") from error
 
     def check_encoding(self) -> None:
         """Encode the golden requests anew. Raises `BundleError` where an array differs."""
         try:
             found = encode_golden(self.encoder, self.golden.requests)
-        except (FieldError, KeyError, TypeError) as error:
-            raise BundleError(f"golden.json: {error}") from error
+        except Exception as error:  # requests of another form than this code's
+            raise BundleError(f"golden.json: {error!r}") from error
         for each in fields(Batch):
             if not np.array_equal(getattr(found, each.name), getattr(self.golden.batch, each.name)):
                 raise BundleError(f"golden: {each.name} is encoded differently here")
 
     def check_scores(self, run: Run, tolerance: float) -> float:
-        """Score the golden batch; the largest |dlogit|. Raises `BundleError` above ``tolerance``."""
-        found = run(self.golden.batch)
-        if found.shape != self.golden.logits.shape or not np.isfinite(found).all():
+        """Score the golden batch; the largest |dlogit|. Raises `BundleError` above ``tolerance``.
+
+        What ``run`` raises passes through.
+        """
+        expected, found = self.golden.logits, run(self.golden.batch)
+        if found.shape != expected.shape or not np.isfinite(found).all():
             raise BundleError("golden: scores are not finite or of another shape")
-        worst = float(np.abs(found - self.golden.logits).max())
+        if not found.size or not np.isfinite(expected).all():
+            raise BundleError("golden: no logits, or not finite ones, to compare with")
+        worst = float(np.abs(found - expected).max())
         if worst > tolerance:
             raise BundleError(f"golden: a logit is off by {worst:.2e}, more than {tolerance:.0e}")
         return worst
@@ -162,7 +178,7 @@ def write(
         sync(folder / name)
     for inner in ("tables", "catalogue"):
         sync(folder / inner)
-    body = {
+    body: dict[str, Any] = {
         "format": FORMAT,
         "name": schema.name,
         "schema": schema.fingerprint,
@@ -170,6 +186,7 @@ def write(
         "lineage": dict(lineage),
         "files": {name: _describe(folder / name) for name in names},
     }
+    body = json.loads(json.dumps(body))  # as it will be read: text keys, lists
     manifest = {**body, "sha256": _digest(body)}
     path = folder / MANIFEST
     path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -211,11 +228,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
-    path = folder / name
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise BundleError(f"{MANIFEST}: a file outside the bundle")
     try:
-        found = _describe(path)
+        found = _describe(folder / name)
     except OSError as error:
         raise BundleError(f"{name}: {error.strerror}") from error
     if found != entry:
@@ -226,9 +242,9 @@ def _table_file(folder: Path, name: str) -> Path:
     return folder / "tables" / f"{name}.npy"
 
 
-def _vocabulary(folder: Path, name: str) -> Vocabulary | None:
+def _vocabulary(folder: Path, name: str, listed: Container[str]) -> Vocabulary | None:
     path = _table_file(folder, name)
-    return Vocabulary.load(path) if path.exists() else None
+    return Vocabulary.load(path) if path.relative_to(folder).as_posix() in listed else None
 
 
 def _read_golden(folder: Path) -> Golden:

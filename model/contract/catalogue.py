@@ -30,7 +30,12 @@ class Catalogue:
 
     @classmethod
     def build(cls, item_ids: Sequence[str], rows: Rows) -> Catalogue:
-        """From distinct raw ids and their rows [n, F_item]. Raises ValueError on a key collision."""
+        """From distinct raw ids and their rows [n, F_item].
+
+        Raises ValueError on a key collision, and when there are not as many rows as ids.
+        """
+        if len(rows) != len(item_ids):
+            raise ValueError(f"{len(item_ids)} items but {len(rows)} rows")
         unsorted = keys(item_ids)
         order = np.argsort(unsorted)
         found = unsorted[order]
@@ -54,7 +59,10 @@ class Catalogue:
         catalogue = cls(**arrays)
         if not len(catalogue.keys) == len(catalogue.rows) == len(catalogue.ends):
             raise ValueError("catalogue: keys, rows and ends differ in length")
-        if len(catalogue.ends) and catalogue.ends[-1] != len(catalogue.names):
+        if np.any(catalogue.keys[1:] <= catalogue.keys[:-1]):
+            raise ValueError("catalogue: expected strictly rising keys")
+        begins = np.concatenate([[0], catalogue.ends])
+        if np.any(begins[1:] < begins[:-1]) or begins[-1] != len(catalogue.names):
             raise ValueError("catalogue: names end where ends does not say")
         return catalogue
 
@@ -75,6 +83,8 @@ class Catalogue:
         return np.where(self.keys[at] == keys, at, -1)
 
     def name(self, position: int) -> str:
-        """The raw id of the item at a position."""
+        """The raw id of the item at a position. Raises IndexError where there is none, as at -1."""
+        if not 0 <= position < len(self):
+            raise IndexError(f"no item at {position}")
         begin = int(self.ends[position - 1]) if position else 0
         return bytes(self.names[begin : int(self.ends[position])]).decode()

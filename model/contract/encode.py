@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,10 @@ from model.contract.batch import Batch
 from model.contract.catalogue import Catalogue
 from model.contract.history import HistoryCodec, Records, recent
 from model.contract.ids import FIRST, MISSING, PAD, Buckets, Keys, Rows, Table, Vocabulary, keys
-from model.contract.schema import Field, Group, Schema
+from model.contract.schema import GROUPS, Field, Group, Schema
 
 Given = Mapping[str, Any]
+Placed = tuple[Field, slice]
 MAX_ID_CHARACTERS = 256
 ID_EXPECTED = f"a string of 1 to {MAX_ID_CHARACTERS} characters or a 64-bit integer"
 
@@ -34,6 +37,10 @@ class FieldError(ValueError):
     def __init__(self, field: str, expected: str, index: int = 0) -> None:
         super().__init__(f"{field}: expected {expected}")
         self.field, self.expected, self.index = field, expected, index
+
+    def inside(self, where: str) -> FieldError:
+        """The same, of a field that lies in ``where``."""
+        return FieldError(f"{where}.{self.field}", self.expected, self.index)
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,12 @@ class Cuts:
 
     def rows_of_numbers(self, numbers: npt.NDArray[np.float64]) -> Rows:
         """Row of each number; NaN is missing and gives PAD."""
-        at = np.searchsorted(self.boundaries, numbers, side="right") + FIRST
+        at = np.searchsorted(self._edges, numbers, side="right") + FIRST
         return np.where(np.isnan(numbers), PAD, at)
+
+    @cached_property
+    def _edges(self) -> npt.NDArray[np.float64]:
+        return np.asarray(self.boundaries, np.float64)
 
     def rows(self, keys: Keys) -> Rows:
         """A number's bits are its key, as the history stores it."""
@@ -90,15 +101,20 @@ def number(value: Any, field: str, index: int = 0) -> float:
     return value
 
 
-def timestamp(value: Any, field: str) -> int:
+def timestamp(value: Any, field: str, index: int = 0) -> int:
     """A 64-bit integer time. Raises `FieldError`."""
     if type(value) is not int or not -(2**63) <= value < 2**63:
-        raise FieldError(field, "a 64-bit integer")
+        raise FieldError(field, "a 64-bit integer", index)
     return value
 
 
 def id_keys(field: Field, values: Sequence[Any]) -> Keys:
     """Keys [n] of a category's raw values; None is missing. Raises `FieldError`."""
+    if set(map(type, values)) == {str}:  # the common case, without a call per id
+        lengths = set(map(len, values))
+        if min(lengths) > 0 and max(lengths) <= MAX_ID_CHARACTERS:
+            with suppress(UnicodeEncodeError):  # which one it is, is found below
+                return keys(values)
     found = keys(
         id_text(value, field.name, at) for at, value in enumerate(values) if value is not None
     )
@@ -143,29 +159,33 @@ class Encoder:
     def __init__(self, schema: Schema, tables: Mapping[str, Table], catalogue: Catalogue) -> None:
         self.schema, self.tables, self.catalogue = schema, tables, catalogue
         self.codec = HistoryCodec(schema)
-        self._item_columns = schema.columns("item")
-        self._overridable = {f.name: f for f in schema.item[1:]}
-        self._unknown = np.full((1, schema.width("item")), PAD, np.int64)
+        self._widths = {group: schema.width(group) for group in GROUPS}
+        self._placed = {
+            group: list(zip(schema.group(group), schema.columns(group).values(), strict=True))
+            for group in GROUPS
+        }
 
     def column(self, field: Field, values: Sequence[Any]) -> Rows:
         """Rows [n, width] of raw values; None is missing. Raises `FieldError`."""
-        if field.kind == "number":
-            return Cuts(field.boundaries).rows_of_numbers(numbers(field, values))[:, None]
         table = self.tables[field.table]
         if field.kind == "tags":
             return table.rows(self._tag_keys(field, values))
-        return table.rows(id_keys(field, values))[:, None]
+        return table.rows(stored(field, values).view(np.uint64))[:, None]
 
     def _tag_keys(self, field: Field, values: Sequence[Any]) -> Keys:
         """Keys [n, max_values]; tags after the first max_values are dropped."""
         found = np.full((len(values), field.max_values), MISSING, np.uint64)
+        texts: list[str] = []
+        cells: list[int] = []
         for at, tags in enumerate(values):
             if tags is None:
                 continue
             if not isinstance(tags, (list, tuple)):
                 raise FieldError(field.name, "a list of tags", at)
-            texts = [id_text(tag, field.name, at) for tag in tags[: field.max_values]]
-            found[at, : len(texts)] = keys(texts)
+            kept = [id_text(tag, field.name, at) for tag in tags[: field.max_values]]
+            texts += kept
+            cells += range(at * field.max_values, at * field.max_values + len(kept))
+        found.reshape(-1)[cells] = keys(texts)
         return found
 
     def items(self, keys: Keys) -> tuple[Rows, npt.NDArray[np.bool_]]:
@@ -178,7 +198,7 @@ class Encoder:
         known = at >= 0
         if known.all():
             return self.catalogue.rows[at].astype(np.int64), known
-        rows = np.zeros((len(keys), self._unknown.shape[1]), np.int64)
+        rows = np.full((len(keys), self._widths["item"]), PAD, np.int64)
         rows[known] = self.catalogue.rows[at[known]]
         rows[~known, 0] = self.tables[self.schema.item[0].table].rows(keys[~known])
         return rows, known
@@ -190,26 +210,20 @@ class Encoder:
             self.tables[f.table].rows(np.ascontiguousarray(records[f.name]).view(np.uint64))
             for f in self.schema.behaviour
         ]
-        return np.column_stack([rows, *extra]) if extra else rows
+        return np.concatenate([rows, *(each[:, None] for each in extra)], axis=1)
 
     def records(self, behaviours: Sequence[Given]) -> Records:
         """A history, oldest first, of raw behaviours {item_id, ts, fields}. Raises `FieldError`."""
-        columns: dict[str, npt.ArrayLike] = {
-            "ts": [
-                timestamp(raw.get("ts"), f"history[{at}].ts") for at, raw in enumerate(behaviours)
-            ],
-            "item_id": keys(
-                id_text(raw.get("item_id"), f"history[{at}].item_id")
-                for at, raw in enumerate(behaviours)
-            ),
-        }
-        for each in self.schema.behaviour:
-            values = [raw.get(each.name) for raw in behaviours]
-            try:
-                columns[each.name] = stored(each, values)
-            except FieldError as error:
-                where = f"history[{error.index}].{each.name}"
-                raise FieldError(where, error.expected, error.index) from None
+        columns: dict[str, npt.ArrayLike] = {}
+        try:
+            columns["ts"] = [
+                timestamp(raw.get("ts"), "ts", at) for at, raw in enumerate(behaviours)
+            ]
+            columns["item_id"] = self._item_keys([raw.get("item_id") for raw in behaviours])
+            for each in self.schema.behaviour:
+                columns[each.name] = stored(each, [raw.get(each.name) for raw in behaviours])
+        except FieldError as error:
+            raise error.inside(f"history[{error.index}]") from None
         records = self.codec.pack(columns)
         return records[np.argsort(records["ts"], kind="stable")]
 
@@ -217,17 +231,23 @@ class Encoder:
         """A batch of one user, and whether each candidate is known. Raises `FieldError`."""
         history = self.behaviours(recent(request.history, self.schema.history_length))
         count = len(request.candidates)
-        item, known = self.items(keys(request.candidates))
-        given = request.given or [{}] * count
-        if self._overridable:
-            self._override(item, given)
+        if request.given and len(request.given) != count:
+            raise FieldError("given", f"none or one entry for each of {count} candidates")
+        ad = np.full((count, self._widths["ad"]), PAD, np.int64)
+        try:
+            item, known = self.items(self._item_keys(request.candidates))
+            if request.given:
+                self._fill(item, self._placed["item"][1:], request.given)
+                self._fill(ad, self._placed["ad"], request.given)
+        except FieldError as error:
+            raise error.inside(f"candidates[{error.index}]") from None
         zeros = np.zeros(count, np.int64)
         context = self._one("context", request.context)
         batch = Batch(
             history=history[None],
             user=self._one("user", request.user),
             item=item,
-            ad=self._ads(given),
+            ad=ad,
             context=np.repeat(context, count, axis=0),
             owner=zeros,
             start=zeros,
@@ -235,41 +255,31 @@ class Encoder:
         )
         return batch, known
 
-    def _override(self, item: Rows, given: Sequence[Given]) -> None:
-        """Put the item fields that came with a candidate in place of the catalogue's."""
-        for name, overridden in self._overridable.items():
-            at = [index for index, fields in enumerate(given) if name in fields]
+    def _item_keys(self, ids: Sequence[Any]) -> Keys:
+        """Keys [n] of item ids, none missing. Raises `FieldError`."""
+        found = id_keys(self.schema.item[0], ids)
+        if not found.all():
+            raise FieldError("item_id", ID_EXPECTED, int(found.argmin()))
+        return found
+
+    def _fill(self, rows: Rows, placed: Sequence[Placed], given: Sequence[Given]) -> None:
+        """Put the fields that came with a candidate in place of those in ``rows`` [n, F]."""
+        for each, columns in placed:
+            at = [index for index, values in enumerate(given) if each.name in values]
             if at:
-                values = [given[index][name] for index in at]
-                item[at, self._item_columns[name]] = self._named(overridden, values, at)
-
-    def _ads(self, given: Sequence[Given]) -> Rows:
-        if not self.schema.ad:
-            return np.zeros((len(given), 0), np.int64)
-        every = range(len(given))
-        columns = [
-            self._named(each, [fields.get(each.name) for fields in given], every)
-            for each in self.schema.ad
-        ]
-        return np.concatenate(columns, axis=1)
-
-    def _named(self, field: Field, values: Sequence[Any], at: Sequence[int]) -> Rows:
-        """`column`, with the candidate in the name of the field that fails."""
-        try:
-            return self.column(field, values)
-        except FieldError as error:
-            where = f"candidates[{at[error.index]}].{field.name}"
-            raise FieldError(where, error.expected, at[error.index]) from None
+                try:
+                    rows[at, columns] = self.column(each, [given[i][each.name] for i in at])
+                except FieldError as error:
+                    raise FieldError(each.name, error.expected, at[error.index]) from None
 
     def _one(self, group: Group, values: Given) -> Rows:
         """Rows [1, F_group] of a request's user or context fields."""
-        rows = np.zeros((1, self.schema.width(group)), np.int64)
-        for name, columns in self.schema.columns(group).items():
-            value = values.get(name)
+        rows = np.full((1, self._widths[group]), PAD, np.int64)
+        for each, columns in self._placed[group]:
+            value = values.get(each.name)
             if value is not None:
-                named = next(each for each in self.schema.group(group) if each.name == name)
                 try:
-                    rows[:, columns] = self.column(named, [value])
+                    rows[:, columns] = self.column(each, [value])
                 except FieldError as error:
-                    raise FieldError(f"{group}.{name}", error.expected) from None
+                    raise error.inside(group) from None
         return rows

@@ -15,7 +15,7 @@ offset type     what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -43,11 +43,20 @@ class HistoryCodec:
         return self.dtype.itemsize
 
     def pack(self, columns: Mapping[str, npt.ArrayLike]) -> Records:
-        """Records [n] from one array per name: ts, item_id (keys) and each behaviour field."""
-        length = len(np.asarray(columns["ts"]))
-        records = np.empty(length, self.dtype)
+        """Records [n] from one column [n] per name: ts, item_id (keys), each behaviour field.
+
+        Raises ValueError for a column of another length and for ids or times held as floats.
+        """
+        records = np.empty(len(np.asarray(columns["ts"])), self.dtype)
         for name in self.dtype.names or ():
-            records[name] = columns[name]
+            given, into = columns[name], self.dtype[name]
+            # A list has no type of its own; numpy's guess for large integers is float64.
+            column = np.asarray(given, into if isinstance(given, Sequence) else None)
+            if column.shape != records.shape:
+                raise ValueError(f"{name}: {column.shape} where {records.shape} was expected")
+            if into.kind != "f" and column.dtype.kind not in "iu":
+                raise ValueError(f"{name}: integers expected, found {column.dtype}")
+            records[name] = column
         return records
 
     def unpack(self, data: bytes) -> Records:

@@ -34,8 +34,10 @@ def key(text: str) -> int:
 
 
 def keys(texts: Iterable[str]) -> Keys:
-    """Stable keys of many ids, uint64 [n]."""
-    return np.fromiter((xxh3_64_intdigest(text.encode()) or 1 for text in texts), np.uint64)
+    """Stable keys of many ids, uint64 [n]. Raises UnicodeEncodeError for a lone surrogate."""
+    found = np.fromiter(map(xxh3_64_intdigest, map(str.encode, texts)), np.uint64)
+    found[found == MISSING] = 1
+    return found
 
 
 class Table(Protocol):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.contract.bundle import MANIFEST, Bundle, sync
+from model.contract.schema import is_name
 
 _UNFINISHED = ".unfinished-"
 _LOCK = ".lock"
@@ -38,7 +39,7 @@ class Repository:
         if name is not None:
             return cls(root, name)
         try:
-            names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+            names = sorted(p.name for p in root.iterdir() if p.is_dir() and is_name(p.name))
         except OSError as error:
             raise RepositoryError(f"{root}: {error.strerror}") from error
         if len(names) != 1:
@@ -52,12 +53,7 @@ class Repository:
 
     def versions(self) -> list[int]:
         """Whole versions, oldest first. A folder without a manifest is not one."""
-        try:
-            entries = list(self.folder.iterdir())
-        except FileNotFoundError:
-            return []
-        numbers = [int(p.name) for p in entries if p.name.isascii() and p.name.isdigit()]
-        return sorted(n for n in numbers if (self.folder / str(n) / MANIFEST).is_file())
+        return [n for n in self._numbers() if (self.folder / str(n) / MANIFEST).is_file()]
 
     def open(self, version: int) -> Bundle:
         """Open and check one version. Raises `BundleError`."""
@@ -78,7 +74,7 @@ class Repository:
             try:
                 fill(unfinished)
                 Bundle.open(unfinished)
-                version = self._next()
+                version = max(self._numbers(), default=0) + 1
                 unfinished.rename(self.folder / str(version))
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -86,9 +82,14 @@ class Repository:
             sync(self.folder)
             return version
 
-    def _next(self) -> int:
-        taken = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
-        return max(taken, default=0) + 1
+    def _numbers(self) -> list[int]:
+        """Every number taken, rising. "007" is no number: only 7 itself is written as one."""
+        try:
+            names = [entry.name for entry in self.folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        digits = [name for name in names if name.isascii() and name.isdigit()]
+        return sorted(int(name) for name in digits if str(int(name)) == name)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -39,6 +39,7 @@ Kind = Literal["category", "tags", "number"]
 Group = Literal["user", "item", "behaviour", "ad", "context"]
 GROUPS: tuple[Group, ...] = ("user", "item", "behaviour", "ad", "context")
 RESERVED = frozenset({"user_id", "ts", "split", "behaviour", "probability"})
+MAX_NAME = 100
 MAX_HISTORY = 10_000
 MAX_TAGS = 256
 MAX_BUCKETS = 2**31 - 3
@@ -138,7 +139,7 @@ class Schema:
         """Read schema text; ``file`` is the name used in errors. Raises `SchemaError`."""
         try:
             document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # tomllib lets int's digit limit through
             raise SchemaError(file, "file", f"valid TOML ({error})") from None
         return _Reader(file).schema(document)
 
@@ -185,7 +186,9 @@ class _Reader:
                 )
         schema = Schema(
             name=self.model_name(document),
-            history_length=self.integer(document, "history_length", "", 100, 1, MAX_HISTORY),
+            history_length=self.integer(
+                document, "history_length", "", default=100, low=1, high=MAX_HISTORY
+            ),
             tasks=self.tasks(document),
             **groups,
         )
@@ -195,7 +198,7 @@ class _Reader:
 
     def model_name(self, document: Mapping[str, Any]) -> str:
         name = document.get("name")
-        if not isinstance(name, str) or not _is_name(name):
+        if not isinstance(name, str) or not is_name(name):
             raise self.fail("name", "a string of letters, digits, '-' and '_'")
         return name
 
@@ -213,7 +216,7 @@ class _Reader:
 
     def name(self, table: Mapping[str, Any], where: str) -> str:
         name = table.get("name")
-        if not isinstance(name, str) or not name.isascii() or not name.isidentifier():
+        if not isinstance(name, str) or not name.isidentifier() or not is_name(name):
             raise self.fail(f"{where}.name", "an identifier (ASCII letters, digits, '_')")
         if name in RESERVED:
             raise self.fail(f"{where}.name", f"a name other than {name} (reserved)")
@@ -228,29 +231,31 @@ class _Reader:
     def field(self, table: Mapping[str, Any], where: str) -> Field:
         name = self.name(table, where)
         kind = table.get("kind", "category")
-        if kind not in _OPTIONS:
+        if not isinstance(kind, str) or kind not in _OPTIONS:
             raise self.fail(f"{name}.kind", "category, tags or number")
         allowed = _OPTIONS[kind] | {"name", "kind", "table"}
         for key in table:
             if key not in allowed:
                 raise self.fail(f"{name}.{key}", f"one of {', '.join(sorted(allowed))}")
         shared = table.get("table", name)
-        if not isinstance(shared, str) or not _is_name(shared):
+        if not isinstance(shared, str) or not is_name(shared):
             raise self.fail(f"{name}.table", "a string of letters, digits, '-' and '_'")
+        if "buckets" in table and "min_count" in table:
+            raise self.fail(f"{name}.min_count", "no min_count beside buckets, which learn nothing")
         if kind == "tags" and "max_values" not in table:
             raise self.fail(f"{name}.max_values", f"an integer from 1 to {MAX_TAGS}")
         return Field(
             name=name,
             kind=kind,
             table=shared,
-            min_count=self.integer(table, "min_count", name, 1, 1, 2**31),
-            buckets=self.integer(table, "buckets", name, 0, 1, MAX_BUCKETS),
-            max_values=self.integer(table, "max_values", name, 1, 1, MAX_TAGS),
+            min_count=self.integer(table, "min_count", name, default=1, low=1, high=2**31),
+            buckets=self.integer(table, "buckets", name, default=0, low=1, high=MAX_BUCKETS),
+            max_values=self.integer(table, "max_values", name, default=1, low=1, high=MAX_TAGS),
             boundaries=self.boundaries(table, name) if kind == "number" else (),
         )
 
     def integer(
-        self, table: Mapping[str, Any], key: str, owner: str, default: int, low: int, high: int
+        self, table: Mapping[str, Any], key: str, owner: str, *, default: int, low: int, high: int
     ) -> int:
         if key not in table:
             return default
@@ -263,13 +268,16 @@ class _Reader:
     def boundaries(self, table: Mapping[str, Any], name: str) -> tuple[float, ...]:
         values = table.get("boundaries")
         expected = "a list of one or more finite numbers, strictly rising"
-        if not isinstance(values, list) or not values:
+        if not isinstance(values, list) or not all(type(each) in (int, float) for each in values):
             raise self.fail(f"{name}.boundaries", expected)
-        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        try:
+            cuts = tuple(float(value) for value in values)
+        except OverflowError:
+            raise self.fail(f"{name}.boundaries", expected) from None
+        rising = all(low < high for low, high in itertools.pairwise(cuts))
+        if not cuts or not rising or not all(map(math.isfinite, cuts)):
             raise self.fail(f"{name}.boundaries", expected)
-        if any(low >= high for low, high in itertools.pairwise(values)):
-            raise self.fail(f"{name}.boundaries", expected)
-        return tuple(float(value) for value in values)
+        return cuts
 
     def names_are_unique(self, schema: Schema) -> None:
         seen = set(schema.tasks)
@@ -289,5 +297,7 @@ class _Reader:
                     raise self.fail(f"{field.name}.{option}", expected)
 
 
-def _is_name(text: str) -> bool:
-    return bool(text) and text.isascii() and text.replace("-", "_").replace("_", "a").isalnum()
+def is_name(text: str) -> bool:
+    """Whether ``text`` may name a model or a table, and so a folder or a file."""
+    plain = text.replace("-", "_").replace("_", "a")
+    return text.isascii() and plain.isalnum() and len(text) <= MAX_NAME
