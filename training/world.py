@@ -4,18 +4,18 @@ With ``c`` the category of a candidate item ``i``, shown to a user at position `
 
     P(click) = 0.95^p * sigmoid(bias + quality_i + strength * f(h))
     h = sum over the user's last 50 clicks j on earlier pages of decay^age_j * [category_j = c]
-    f(h) = tanh(h / 2)
+    f(h) = tanh(h)
 
 ``age_j`` is 0 for the latest click and rises by one per click; the clicks of one page follow its
 positions. So the probability needs nothing but what the logs show: the clicks before the page, the
-item and the position, and the history has to be looked at per candidate.
+item and the position. Histories mix many categories, so they have to be looked at per candidate.
 
 Users: each has ``interests`` categories that differ, with strengths from a Dirichlet distribution,
 and one of them is active at a time: it stays for the next page with probability 0.9, else it is
 drawn anew by strength, so clicks come in bursts. Each history starts with ``seed_clicks`` clicks in
 the active interest, which are behaviours and no impressions. Items: the categories have about the
 same number of items; within one, the chance of the r-th item follows Zipf's law, 1 / r^0.8, and
-quality is normal with deviation 0.3. A page shows 10 items that differ: each is from the active
+quality is normal with deviation 0.2. A page shows 10 items that differ: each is from the active
 interest with probability 0.25, from any of the user's interests (by strength) with 0.15, else from
 a category drawn uniformly. The last 10 % of each user's pages are test, the 10 % before validation.
 """
@@ -38,7 +38,7 @@ EXAMINATION = 0.95
 STAY = 0.9
 ACTIVE, OWN = 0.25, 0.15
 ZIPF = 0.8
-QUALITY = 0.3
+QUALITY = 0.2
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -48,13 +48,13 @@ Floats = NDArray[np.float64]
 class World:
     """The size and the constants of a world; the same world gives the same logs."""
 
-    users: int = 1000
+    users: int = 2000
     items: int = 1000
     categories: int = 100
-    interests: int = 3
-    seed_clicks: int = 10
-    bias: float = -2.0
-    strength: float = 2.5
+    interests: int = 10
+    seed_clicks: int = 20
+    bias: float = -2.5
+    strength: float = 2.75
     decay: float = 0.95
     seed: int = 0
 
@@ -68,11 +68,14 @@ class World:
         """Logs of whole pages of 10 impressions, so ``impressions_per_user`` is rounded up.
 
         ts counts a user's seed clicks, then its pages. ``probability`` is P(click) as above.
+        Raises `ValueError` when there is no page for each split.
         """
+        pages = -(-impressions_per_user // PAGE)
+        if pages < 3:
+            raise ValueError("expected more than 20 impressions per user, a page for each split")
         generator = np.random.default_rng(self.seed)
         shelf = _Shelf.stock(self, generator)
         taste = _Taste.of(self, generator)
-        pages = -(-impressions_per_user // PAGE)
         clicked = np.full((self.users, WINDOW), -1, np.int64)  # categories, latest last
         weight = self.decay ** np.arange(WINDOW - 1, -1, -1.0)
         examined = EXAMINATION ** np.arange(PAGE)
@@ -89,7 +92,7 @@ class World:
             item = self._page(shelf, taste, interest, generator)  # (U, PAGE)
             category = shelf.category[item]
             match = (clicked[:, None, :] == category[:, :, None]) @ weight  # (U, PAGE)
-            logit = self.bias + shelf.quality[item] + self.strength * np.tanh(match / 2)
+            logit = self.bias + shelf.quality[item] + self.strength * np.tanh(match)
             probability = examined / (1 + np.exp(-logit))
             click = generator.random(item.shape) < probability
             for position in range(PAGE):

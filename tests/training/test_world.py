@@ -14,7 +14,7 @@ from training.world import World
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return World(users=200, items=300, categories=60, seed=5)
+    return World(users=200, items=300, categories=60, interests=3, seed_clicks=10, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,11 @@ def test_the_probability_follows_from_the_clicks_on_earlier_pages(world: World, 
             match = sum(world.decay**age for age in ages)
             chance = row["probability"] / 0.95 ** int(row["position"])
             logit = np.log(chance / (1 - chance))
-            rest = logit - world.bias - world.strength * np.tanh(match / 2)
+            rest = logit - world.bias - world.strength * np.tanh(match)
             left.setdefault(row["item_id"], []).append(rest)
     assert max(np.ptp(rests) for rests in left.values()) < 1e-9
     qualities = [rests[0] for rests in left.values()]
-    assert np.std(qualities) == pytest.approx(0.3, abs=0.06)
+    assert np.std(qualities) == pytest.approx(0.2, abs=0.04)
 
 
 def test_the_true_probability_ranks_far_better_than_one_blind_to_the_history() -> None:
@@ -133,8 +133,10 @@ def test_the_last_pages_are_test_and_those_before_validation(logs: Logs) -> None
 
 
 def test_a_world_that_cannot_be_is_refused() -> None:
-    """More interests than categories, or more categories than items."""
+    """More interests than categories, fewer items than a page, fewer pages than splits."""
     with pytest.raises(ValueError, match="interests <= categories <= items"):
         World(categories=2, interests=3)
     with pytest.raises(ValueError, match="10 items"):
-        World(items=5, categories=5)
+        World(items=5, categories=5, interests=2)
+    with pytest.raises(ValueError, match="20 impressions"):
+        World().logs(impressions_per_user=20)
