@@ -51,11 +51,16 @@ class Batch:
         return int((self.stop - self.start).sum())
 
     def feeds(self) -> dict[str, Ints]:
-        """Inputs of the scoring graph: the arrays and `grid`, without those that are 0 wide."""
+        """Inputs of the scoring graph: the arrays and `grid`, without those that are 0 wide.
+
+        Where all histories are empty one padding behaviour stands in, which nobody sees.
+        """
         grid, place = self.grid()
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        feeds = {name: array for name, array in arrays.items() if 0 not in array.shape[1:2]}
-        feeds["history"] = self.history
+        if not self.history.shape[1]:
+            shape = (self.users, 1, self.history.shape[2])
+            arrays["history"] = np.zeros(shape, np.int64)
+        feeds = {name: array for name, array in arrays.items() if 0 not in array.shape[1:]}
         return {**feeds, "grid": grid, "place": place}
 
     def grid(self) -> tuple[Ints, Ints]:

@@ -249,6 +249,7 @@ def _vocabulary(folder: Path, name: str, listed: Container[str]) -> Vocabulary |
 
 def _read_golden(folder: Path) -> Golden:
     requests = json.loads((folder / "golden.json").read_bytes())
-    with np.load(folder / "golden.npz", allow_pickle=False) as stored:
+    # Opened here, since np.load would leave a file open that turns out to be no zip.
+    with (folder / "golden.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
         batch = Batch(**{each.name: stored[each.name] for each in fields(Batch)})
         return Golden(requests, batch, stored["logits"])
