@@ -55,7 +55,7 @@ class World:
     seed_clicks: int = 20
     bias: float = -2.5
     strength: float = 2.75
-    decay: float = 0.95
+    decay: float = 0.97
     seed: int = 0
 
     def __post_init__(self) -> None:
