@@ -85,6 +85,11 @@ class Registry:
         """Why there is no version in service."""
         return self._trouble
 
+    @property
+    def refused(self) -> int:
+        """How many versions are known to be bad."""
+        return len(self._refused)
+
     async def watch(self, every: float) -> None:
         """Look for a newer version, for ever, off the event loop."""
         while True:
@@ -94,7 +99,7 @@ class Registry:
                 _log.exception("looking for versions failed")
             else:
                 if found is not None:
-                    self._take(found)
+                    self.take(found)
             await asyncio.sleep(every)
 
     def look(self) -> Version | None:
@@ -130,7 +135,8 @@ class Registry:
                 _log.error("%s version %d refused: %s", repository.name, number, error)
         return None
 
-    def _take(self, version: Version) -> None:
+    def take(self, version: Version) -> None:
+        """Switch: requests that come from now on are scored by it."""
         first = self._current is None
         self._current = version
         self._telemetry.version.labels(version.name).set(version.number)

@@ -213,7 +213,7 @@ def _because(
     if not asked.explain:
         return None
     if weight is None or not weight.shape[1]:
-        return [[] for _ in asked.items]
+        return [[] for _ in asked.candidates]
     top = min(asked.explain, weight.shape[1])
     size = np.abs(weight)
     chosen = np.argpartition(-size, top - 1, axis=1)[:, :top]

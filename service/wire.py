@@ -18,7 +18,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from model.contract.encode import FieldError, id_text
-from model.contract.schema import Schema
+from model.contract.schema import Group, Schema
 from service.errors import Invalid, Malformed
 
 MAX_CANDIDATES = 2000
@@ -27,9 +27,11 @@ MAX_EXPLAIN = 20
 MAX_TIMEOUT_MS = 60_000
 
 Given = Mapping[str, Any]
+_KNOWN, _UNKNOWN = "known", "unknown_item"
 _BODY = "body"
 _NO_JSON = "The body is not JSON (RFC 8259, UTF-8)"
-_LONG_NUMBER = re.compile(rb"\d{19}")
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = b"0" * 19
 _SAYABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 _ID = {"anyOf": [{"type": "string", "minLength": 1, "maxLength": 256}, {"type": "integer"}]}
@@ -133,11 +135,10 @@ class ProblemDocument(BaseModel):
 
 @dataclass(frozen=True)
 class Ask:
-    """A checked request. ``items`` are ids as they were given, ``candidates`` their text."""
+    """A request of the right form; its ids and values are checked when they are encoded."""
 
     user: str
-    items: Sequence[Any]
-    candidates: Sequence[str]
+    candidates: Sequence[Any]
     given: Sequence[Given]
     overrides: Given
     context: Given
@@ -149,7 +150,7 @@ class Ask:
 def parse(body: bytes) -> ScoreRequest:
     """The envelope of a body. Raises `Malformed` and `Invalid`."""
     # orjson makes floats of integers over 64 bits; they must not pass as numbers.
-    suspect = _LONG_NUMBER.search(body) is not None
+    suspect = _LONG_NUMBER in body.translate(_DIGITS)
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -222,44 +223,47 @@ def _envelope(value: Any) -> ScoreRequest:
 
 def ask(request: ScoreRequest, schema: Schema) -> Ask:
     """Check a request's fields against the schema. Raises `Invalid`."""
-    allowed = {
-        group: frozenset(field.name for field in schema.group(group))
-        for group in ("user", "context")
-    }
-    of_candidate = frozenset(field.name for field in (*schema.item, *schema.ad))
-    of_behaviour = frozenset({"item_id", "ts", *(field.name for field in schema.behaviour)})
-    items, candidates, given = [], [], []
     try:
         user = id_text(request.user_id, "user_id")
-        for at, candidate in enumerate(request.candidates):
-            if isinstance(candidate, dict):
-                _known(candidate, of_candidate, f"candidates[{at}]")
-                fields, item = candidate, candidate.get("item_id")
-                where = f"candidates[{at}].item_id"
-            else:
-                fields, item, where = {}, candidate, f"candidates[{at}]"
-            candidates.append(id_text(item, where))
-            items.append(item)
-            given.append(fields)
     except FieldError as error:
         raise Invalid(f"Expected {error.expected}", error.field) from None
-    _known(request.user, allowed["user"], "user")
-    _known(request.context, allowed["context"], "context")
-    for at, behaviour in enumerate(request.history or ()):
-        if not isinstance(behaviour, dict):
-            raise Invalid("Expected an object with item_id and ts", f"history[{at}]")
-        _known(behaviour, of_behaviour, f"history[{at}]")
+    given = _objects(request.candidates, _names(schema, "item", "ad"), "candidates")
+    _known(request.user, _names(schema, "user"), "user")
+    _known(request.context, _names(schema, "context"), "context")
+    history = request.history
+    if history is not None and not all(isinstance(each, dict) for each in history):
+        at = next(at for at, each in enumerate(history) if not isinstance(each, dict))
+        raise Invalid("Expected an object with item_id and ts", f"history[{at}]")
+    _objects(history or (), _names(schema, "behaviour") | {"item_id", "ts"}, "history")
     return Ask(
         user=user,
-        items=items,
-        candidates=candidates,
+        candidates=[
+            each.get("item_id") if isinstance(each, dict) else each for each in request.candidates
+        ],
         given=given,
         overrides=request.user,
         context=request.context,
-        history=request.history,
+        history=history,
         explain=request.explain,
         timeout_ms=request.timeout_ms,
     )
+
+
+def _names(schema: Schema, *groups: Group) -> frozenset[str]:
+    return frozenset(field.name for group in groups for field in schema.group(group))
+
+
+def _objects(values: Sequence[Any], names: frozenset[str], where: str) -> Sequence[Given]:
+    """Fields of each value, {} where it is a bare id; () when none has more than an item_id."""
+    objects = [value for value in values if isinstance(value, dict)]
+    found = set().union(*objects)
+    if not found <= names:
+        for at, value in enumerate(values):
+            if isinstance(value, dict):
+                _known(value, names, f"{where}[{at}]")
+    if found <= {"item_id"}:
+        return ()
+    return [value if isinstance(value, dict) else {} for value in values]
 
 
 def respond(
@@ -276,16 +280,14 @@ def respond(
     timing_ms: Mapping[str, float],
 ) -> bytes:
     """The body of a `ScoreResponse`. ``probabilities`` has one list per name in the answer."""
-    columns = list(probabilities.values())
-    names = list(probabilities)
-    scores = [
-        {
-            **dict(zip(names, row, strict=True)),
-            "item_id": item,
-            "status": "known" if is_known else "unknown_item",
-        }
-        for item, is_known, *row in zip(asked.items, known, *columns, strict=True)
+    first, *others = probabilities.items()
+    scores: list[dict[str, Any]] = [
+        {"item_id": item, first[0]: value, "status": _KNOWN if is_known else _UNKNOWN}
+        for item, value, is_known in zip(asked.candidates, first[1], known, strict=True)
     ]
+    for name, values in others:
+        for score, value in zip(scores, values, strict=True):
+            score.setdefault(name, value)
     if because is not None:
         for score, reasons in zip(scores, because, strict=True):
             score["because"] = reasons

@@ -1,0 +1,277 @@
+"""The behaviour store on a real Redis: one round trip, bounded delay, and it never raises."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from model.contract.encode import Encoder
+from model.contract.schema import Schema
+from service.features import BehaviourStore, Breaker, Stored, history_key, profile_key
+from tests.support import free_port
+
+BUDGET = 0.2
+
+
+def store_of(url: str, breaker: Breaker | None = None) -> BehaviourStore:
+    return BehaviourStore(
+        url,
+        prefix="din",
+        timeout=BUDGET,
+        connections=4,
+        breaker=breaker or Breaker(1000, 1.0),
+    )
+
+
+def read(
+    url: str, encoder: Encoder, *, history: bool = True, user: str = "u"
+) -> tuple[Stored, float]:
+    """One read, and the seconds it took."""
+
+    async def scenario() -> tuple[Stored, float]:
+        store = store_of(url)
+        started = time.perf_counter()
+        stored = await store.read(user, encoder.schema, encoder.codec, history=history, budget=9)
+        took = time.perf_counter() - started
+        await store.__aexit__(None, None, None)
+        return stored, took
+
+    return asyncio.run(scenario())
+
+
+@pytest.fixture
+def client(redis_url: str) -> Any:
+    with Redis.from_url(redis_url) as opened:
+        yield opened
+
+
+def packed(encoder: Encoder, count: int) -> bytes:
+    raw = [{"item_id": f"i{n}", "ts": n, "rating": "3"} for n in range(count)]
+    return bytes(encoder.records(raw).tobytes())
+
+
+def test_the_most_recent_behaviours_and_the_profile_are_read(
+    client: Any, redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """Of a long history just the last history_length records come back, oldest first."""
+    client.set(history_key("din", "u", schema.layout), packed(encoder, 9))
+    client.set(profile_key("din", "u"), b'{"gender":"F"}')
+    stored, _ = read(redis_url, encoder)
+    assert stored.history["ts"].tolist() == [4, 5, 6, 7, 8]
+    assert stored.profile == {"gender": "F"}
+    assert stored.degraded is None
+
+
+def test_an_unknown_user_is_not_degraded(redis_url: str, encoder: Encoder) -> None:
+    """A user without keys has an empty history and profile, and nothing failed."""
+    stored, _ = read(redis_url, encoder)
+    assert (len(stored.history), stored.profile, stored.degraded) == (0, {}, None)
+
+
+def test_both_keys_of_a_user_lie_in_one_cluster_slot(redis_url: str) -> None:
+    """The part in braces, which decides the slot, is the user in both keys."""
+    assert "{u}" in history_key("din", "u", "x")
+    assert "{u}" in profile_key("din", "u")
+
+
+def test_history_and_profile_take_one_round_trip(
+    client: Any, redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """Between the service and Redis the direction of traffic changes once per read."""
+    client.set(history_key("din", "u", schema.layout), packed(encoder, 5))
+    port = int(redis_url.rpartition(":")[2].partition("/")[0])
+    traffic: list[str] = []
+
+    async def relay(reader: Any, writer: Any, side: str) -> None:
+        while data := await reader.read(65536):
+            if traffic[-1:] != [side]:
+                traffic.append(side)
+            writer.write(data)
+        writer.close()
+
+    async def scenario() -> None:
+        relays: list[asyncio.Task[None]] = []
+
+        async def accept(reader: Any, writer: Any) -> None:
+            upstream, downstream = await asyncio.open_connection("127.0.0.1", port)
+            relays.append(asyncio.create_task(relay(upstream, writer, "answer")))
+            await relay(reader, downstream, "question")
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        async with store_of(url) as store:
+            for _ in range(2):
+                traffic.clear()
+                stored = await store.read("u", schema, encoder.codec, history=True, budget=9)
+                assert len(stored.history) == 5
+                assert traffic == ["question", "answer"]
+        server.close()
+        await asyncio.gather(*relays)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("cut", [1, 23])
+def test_a_history_cut_inside_a_record_is_not_trusted(
+    cut: int, client: Any, redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """A history of a wrong length, short or long, gives none and says so; the profile stays."""
+    client.set(history_key("din", "u", schema.layout), packed(encoder, 9)[:-cut])
+    client.set(profile_key("din", "u"), b'{"gender":"F"}')
+    stored, _ = read(redis_url, encoder)
+    assert (len(stored.history), stored.degraded) == (0, "history_unavailable")
+    assert stored.profile == {"gender": "F"}
+
+
+@pytest.mark.parametrize("profile", [b"{", b"[1]", b"\xff", b""])
+def test_a_corrupt_profile_leaves_the_history(
+    profile: bytes, client: Any, redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """A profile that is no JSON object is left out and reported."""
+    client.set(history_key("din", "u", schema.layout), packed(encoder, 3))
+    client.set(profile_key("din", "u"), profile)
+    stored, _ = read(redis_url, encoder)
+    assert (len(stored.history), stored.profile) == (3, {})
+    assert stored.degraded == "profile_unavailable"
+
+
+def test_a_key_of_another_type_degrades(
+    client: Any, redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """Redis answering with an error is a failure like any other."""
+    client.lpush(history_key("din", "u", schema.layout), "x")
+    stored, _ = read(redis_url, encoder)
+    assert stored.degraded == "history_unavailable"
+
+
+def test_a_store_that_refuses_degrades_at_once(encoder: Encoder) -> None:
+    """Nothing listens: no history, no exception, no waiting for retries."""
+    stored, took = read(f"redis://127.0.0.1:{free_port()}/0", encoder)
+    assert (len(stored.history), stored.degraded) == (0, "history_unavailable")
+    assert took < 5 * BUDGET
+
+
+def test_a_store_that_hangs_costs_its_timeout(encoder: Encoder) -> None:
+    """A server that accepts and never answers delays a read by the timeout, not by more."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        stored, took = read(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", encoder)
+    assert stored.degraded == "history_unavailable"
+    assert took < 5 * BUDGET
+
+
+def test_a_smaller_budget_ends_a_read_earlier(encoder: Encoder, schema: Schema) -> None:
+    """The caller's own budget bounds a read below the store's timeout."""
+
+    async def scenario(url: str) -> float:
+        store = BehaviourStore(
+            url, prefix="din", timeout=30, connections=1, breaker=Breaker(9, 1.0)
+        )
+        started = time.perf_counter()
+        stored = await store.read("u", schema, encoder.codec, history=False, budget=0.05)
+        assert stored.degraded == "profile_unavailable"
+        took = time.perf_counter() - started
+        await store.__aexit__(None, None, None)
+        return took
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert asyncio.run(scenario(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")) < 5
+
+
+def test_an_open_breaker_asks_no_more(encoder: Encoder, schema: Schema) -> None:
+    """After failures in a row the store is not asked; a read then costs nothing."""
+    attempts = 0
+
+    async def scenario() -> None:
+        async def accept(reader: Any, writer: Any) -> None:
+            nonlocal attempts
+            attempts += 1
+            writer.close()
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        store = store_of(url, Breaker(3, 60.0))
+        for _ in range(10):
+            stored = await store.read("u", schema, encoder.codec, history=True, budget=9)
+            assert stored.degraded == "history_unavailable"
+        await store.__aexit__(None, None, None)
+        server.close()
+
+    asyncio.run(scenario())
+    assert attempts == 3
+
+
+def test_a_read_that_is_given_up_does_not_mix_up_the_next(
+    client: Any, redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """Cancelling reads half-way never gives a later reader another one's answer."""
+    for user in ("a", "b"):
+        client.set(profile_key("din", user), f'{{"gender":"{user}"}}')
+
+    async def scenario() -> None:
+        async with store_of(redis_url) as store:
+
+            def ask(user: str) -> Awaitable[Stored]:
+                return store.read(user, schema, encoder.codec, history=True, budget=9)
+
+            for turn in range(40):
+                given_up = asyncio.ensure_future(ask("a"))
+                for _ in range(turn % 8):
+                    await asyncio.sleep(0)
+                given_up.cancel()
+                assert (await ask("b")).profile == {"gender": "b"}
+
+    asyncio.run(scenario())
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def closed_breaker() -> tuple[Breaker, Clock]:
+    clock = Clock()
+    return Breaker(2, 1.0, clock), clock
+
+
+def fail(breaker: Breaker, times: int) -> None:
+    for _ in range(times):
+        assert breaker.allow()
+        breaker.failed()
+
+
+def test_a_success_resets_the_count_of_failures() -> None:
+    """Only failures in a row open the breaker."""
+    breaker, _ = closed_breaker()
+    fail(breaker, 1)
+    breaker.succeeded()
+    fail(breaker, 1)
+    assert breaker.allow()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "allowed"),
+    [(Breaker.succeeded, True), (Breaker.failed, False), (Breaker.left, True)],
+)
+def test_after_its_time_one_probe_decides(
+    outcome: Callable[[Breaker], None], allowed: bool
+) -> None:
+    """An open breaker lets one caller through after its time; a cancelled one does not count."""
+    breaker, clock = closed_breaker()
+    fail(breaker, 2)
+    assert not breaker.allow()
+    clock.now = 1.0
+    assert breaker.allow()
+    assert not breaker.allow()
+    outcome(breaker)
+    assert breaker.allow() is allowed
