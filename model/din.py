@@ -1,0 +1,144 @@
+"""DIN: Deep Interest Network (Zhou et al., KDD 2018, arXiv 1706.06978).
+
+The interest of a user is recomputed for each candidate by the local activation unit
+(equation 3): ``v_U(A) = sum_j a(e_j, v_A) e_j``, weights not normalised unless asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.contract.schema import Schema
+from model.layers import Activation, activation
+from model.network import Network
+from model.tensors import Pairs, Tensors, seen
+
+
+@dataclass(frozen=True)
+class DINConfig:
+    """What can be chosen of DIN; the paper's plain form is recency and product off.
+
+    ``recency`` adds a learnt term per age of the behaviour to its weight, ``product`` gives the
+    head the product of interest and candidate.
+    """
+
+    dim: int = 16
+    attention: tuple[int, ...] = (36,)
+    attention_activation: Activation = "dice"
+    weights: Literal["raw", "softmax"] = "raw"
+    recency: bool = True
+    product: bool = True
+    head: tuple[int, ...] = (200, 80)
+    head_activation: Activation = "dice"
+    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+
+
+def din(schema: Schema, sizes: Mapping[str, int], config: DINConfig) -> Network:
+    """DIN over the tables of ``sizes`` (rows of each)."""
+    return Network(
+        schema,
+        sizes,
+        lambda width: Attention(width, schema.history_length, config),
+        dim=config.dim,
+        head=config.head,
+        head_activation=config.head_activation,
+        dropout=config.dropout,
+        embedding_dropout=config.embedding_dropout,
+        product=config.product,
+    )
+
+
+class LocalActivationUnit(nn.Module):
+    """The weight of a behaviour for a candidate (paper section 4.3): an MLP on [q, k, q-k, q*k].
+
+    The first layer is split exactly, ``W [q; k; q-k; q*k] = q (Wq + Wd) + k (Wk - Wd) + (q*k) Wp``,
+    so that the q part is computed once per candidate, the k part once per behaviour, and no 4D
+    input is ever built.
+    """
+
+    def __init__(self, width: int, hidden: tuple[int, ...], kind: Activation) -> None:
+        super().__init__()
+        self.first = nn.Linear(4 * width, hidden[0])
+        self.first_activation = activation(kind, hidden[0])
+        rest: list[nn.Module] = []
+        for before, after in pairwise(hidden):
+            rest += [nn.Linear(before, after), activation(kind, after)]
+        self.rest = nn.Sequential(*rest, nn.Linear(hidden[-1], 1))
+
+    def query_part(self, q: Tensor) -> Tensor:  # (..., D) -> (..., H)
+        wq, _, wd, _ = self.first.weight.chunk(4, 1)
+        return nn.functional.linear(q, wq + wd, self.first.bias)
+
+    def behaviour_part(self, k: Tensor) -> Tensor:  # (..., D) -> (..., H)
+        _, wk, wd, _ = self.first.weight.chunk(4, 1)
+        return nn.functional.linear(k, wk - wd)
+
+    def forward(self, product: Tensor, query_part: Tensor, behaviour_part: Tensor) -> Tensor:
+        """Weights (...) of pairs: product q*k (..., D), parts broadcastable to (..., H)."""
+        wp = self.first.weight.chunk(4, 1)[3]
+        s = nn.functional.linear(product, wp) + query_part + behaviour_part
+        weight: Tensor = self.rest(self.first_activation(s))
+        return weight.squeeze(-1)
+
+
+class Attention(nn.Module):
+    """Behaviours weighed for each candidate: DIN's pooling."""
+
+    def __init__(self, width: int, history_length: int, config: DINConfig) -> None:
+        super().__init__()
+        self.unit = LocalActivationUnit(width, config.attention, config.attention_activation)
+        self.recency = nn.Parameter(torch.zeros(history_length)) if config.recency else None
+        self.softmax = config.weights == "softmax"
+
+    def forward(self, batch: Tensors, e: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Interest (C, D) from behaviours e (U, L, D) and candidates q (C, D), and the weights."""
+        if batch.grid is None or batch.place is None:
+            return self.flat(Pairs.of(batch), e.flatten(0, 1), q)
+        return self.dense(batch, batch.grid, batch.place, e, q)
+
+    def flat(self, pairs: Pairs, k: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Over the real pairs only: behaviours k (U * L, D), weights (P,)."""
+        query = self.unit.query_part(q).index_select(0, pairs.candidate)
+        behaviour = self.unit.behaviour_part(k).index_select(0, pairs.behaviour)
+        product = q.index_select(0, pairs.candidate) * k.index_select(0, pairs.behaviour)
+        weight = self.unit(product, query, behaviour)  # (P,)
+        if self.recency is not None:
+            weight = weight + self.recency.index_select(0, pairs.age)
+        if self.softmax:
+            top = torch.full((len(q),), -torch.inf)
+            top = top.scatter_reduce(0, pairs.candidate, weight.detach(), "amax")
+            raised = torch.exp(weight - top.index_select(0, pairs.candidate))
+            total = torch.zeros(len(q)).index_add(0, pairs.candidate, raised)
+            weight = raised / total.index_select(0, pairs.candidate)
+        interest = nn.functional.embedding_bag(
+            pairs.behaviour, k, pairs.first, mode="sum", per_sample_weights=weight
+        )
+        return interest, weight
+
+    def dense(
+        self, batch: Tensors, grid: Tensor, place: Tensor, e: Tensor, q: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """On the grid of users, their candidates and behaviours; weights (C, L)."""
+        query = nn.functional.embedding(grid, self.unit.query_part(q))  # (U, N, H)
+        behaviour = self.unit.behaviour_part(e)  # (U, L, H)
+        product = nn.functional.embedding(grid, q)[:, :, None] * e[:, None]  # (U, N, L, D)
+        weight = self.unit(product, query[:, :, None], behaviour[:, None])  # (U, N, L)
+        real, age = seen(batch, grid)
+        if self.recency is not None:
+            ages = age.clamp(0, len(self.recency) - 1)
+            weight = weight + nn.functional.embedding(ages, self.recency[:, None]).squeeze(-1)
+        if self.softmax:
+            weight = weight.masked_fill(~real, -1e9)
+            raised = torch.exp(weight - weight.amax(-1, keepdim=True)) * real
+            weight = raised / raised.sum(-1, keepdim=True).clamp(min=1e-30)
+        else:
+            weight = weight * real
+        interest = nn.functional.embedding(place, (weight @ e).flatten(0, 1))  # (C, D)
+        return interest, nn.functional.embedding(place, weight.flatten(0, 1))

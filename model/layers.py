@@ -1,0 +1,154 @@
+"""The layers that DIN and its baselines share: embeddings, behaviours, activations, the head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from model.contract.schema import Group, Schema
+
+Activation = Literal["sigmoid", "relu", "prelu", "dice"]
+
+
+class Dice(nn.Module):
+    """Data-adaptive activation (paper section 5.3, equations 8 and 9), per neuron.
+
+    ``f(s) = p(s) s + (1 - p(s)) alpha s`` with ``p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + eps))``;
+    E and Var are those of the mini-batch in training, running ones in inference. While it trains
+    it must be given real rows only: padding would enter the statistics.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, eps=eps, affine=False, momentum=0.01)
+        self.alpha = nn.Parameter(torch.zeros(width))
+
+    def forward(self, s: Tensor) -> Tensor:  # (..., width)
+        if self.training:
+            normal = self.norm(s)  # (rows, width)
+        else:  # the same, for any number of leading axes
+            normal = (s - self.norm.running_mean) * torch.rsqrt(
+                self.norm.running_var + self.norm.eps
+            )
+        p = torch.sigmoid(normal)
+        return s * (self.alpha + p * (1 - self.alpha))
+
+
+class PReLU(nn.Module):
+    """max(s, 0) + alpha min(s, 0), alpha per neuron (the last axis, whatever the others are)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((width,), 0.25))
+
+    def forward(self, s: Tensor) -> Tensor:
+        return torch.relu(s) - self.alpha * torch.relu(-s)
+
+
+def activation(name: Activation, width: int) -> nn.Module:
+    """A fresh activation for ``width`` neurons. Raises ValueError for an unknown name."""
+    match name:
+        case "sigmoid":
+            return nn.Sigmoid()
+        case "relu":
+            return nn.ReLU()
+        case "prelu":
+            return PReLU(width)
+        case "dice":
+            return Dice(width)
+    raise ValueError(f"activation: expected sigmoid, relu, prelu or dice, not {name!r}")
+
+
+class Embeddings(nn.Module):
+    """One embedding table per id table of the schema; PAD rows are zero and stay zero.
+
+    Gradients are sparse: a step touches just the rows that occur in it.
+    """
+
+    def __init__(self, schema: Schema, sizes: Mapping[str, int], dim: int) -> None:
+        super().__init__()
+        self.schema, self.dim = schema, dim
+        self.tables = nn.ModuleDict(
+            {name: nn.Embedding(sizes[name], dim, padding_idx=0, sparse=True) for name in sizes}
+        )
+        for table in self.tables.values():
+            nn.init.normal_(table.weight, std=dim**-0.5 * 0.1)
+            with torch.no_grad():
+                table.weight[0] = 0
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The weight of each table (rows, dim)."""
+        return {name: cast(nn.Embedding, table).weight for name, table in self.tables.items()}
+
+    def width(self, group: Group) -> int:
+        return self.dim * len(self.schema.group(group))
+
+    def forward(self, group: Group, rows: Tensor) -> Tensor:
+        """(..., F_group) rows to (..., fields * dim); tags give the mean of those present."""
+        found = []
+        columns = self.schema.columns(group)
+        for field in self.schema.group(group):
+            ids = rows[..., columns[field.name]]
+            values = self.tables[field.table](ids)  # (..., width, dim)
+            if field.width > 1:
+                present = (ids != 0).sum(-1, keepdim=True).clamp(min=1)
+                found.append(values.sum(-2) / present)
+            else:
+                found.append(values.squeeze(-2))
+        if not found:
+            return rows.new_zeros((*rows.shape[:-1], 0), dtype=torch.float32)
+        return torch.cat(found, -1)
+
+
+class History(nn.Module):
+    """Behaviours to vectors: the item's embedding, scaled and shifted by each behaviour field.
+
+    ``e_j = item_j * (1 + scale[f_j]) + shift[f_j]``, summed over the fields f (a rating ...).
+    """
+
+    def __init__(self, schema: Schema, embeddings: Embeddings) -> None:
+        super().__init__()
+        self.columns = schema.width("item")
+        self.fields = schema.columns("behaviour")
+        self.names = [(field.name, field.table) for field in schema.behaviour]
+        width = embeddings.width("item")
+        sizes = {t: embeddings.tables[t].num_embeddings for _, t in self.names}
+        self.gates = nn.ModuleDict(
+            {
+                name: nn.Embedding(sizes[table], 2 * width, padding_idx=0)
+                for name, table in self.names
+            }
+        )
+        for gate in self.gates.values():
+            nn.init.zeros_(gate.weight)
+
+    def forward(self, embeddings: Embeddings, history: Tensor) -> Tensor:  # (U, L, D)
+        item = embeddings("item", history[..., : self.columns])
+        if not self.gates:
+            return item
+        extra = history[..., self.columns :]
+        both = sum(
+            self.gates[name](extra[..., self.fields[name]].squeeze(-1)) for name, _ in self.names
+        )
+        scale, shift = both.chunk(2, -1)
+        return item * (1 + scale) + shift
+
+
+class Head(nn.Module):
+    """The MLP on top: (C, width) to logits (C, tasks)."""
+
+    def __init__(
+        self, width: int, hidden: tuple[int, ...], kind: Activation, dropout: float, tasks: int
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for size in hidden:
+            layers += [nn.Linear(width, size), activation(kind, size), nn.Dropout(dropout)]
+            width = size
+        self.layers = nn.Sequential(*layers, nn.Linear(width, tasks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)

@@ -1,0 +1,75 @@
+"""Calibration: one slope and offset per task on the logit, fitted on validation data.
+
+Platt scaling, ``logit' = slope * logit + offset``, which keeps every ranking and folds into the
+exported graph; and the correction for negatives that were down-sampled when the logs were made
+(He et al., ADKDD 2014, section 6.3): ``p' = p / (p + (1 - p) / kept)``, that is
+``offset += log(kept)``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """slope and offset, one of each per task."""
+
+    slope: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    @classmethod
+    def identity(cls, tasks: int) -> Calibration:
+        return cls((1.0,) * tasks, (0.0,) * tasks)
+
+    def apply(self, logit: Array) -> npt.NDArray[np.float64]:
+        """Calibrated logits [n, tasks]."""
+        return np.asarray(logit, np.float64) * self.slope + self.offset
+
+
+def fit(logit: Array, label: Array, negatives_kept: float = 1.0) -> Calibration:
+    """Platt's slope and offset for each task of logit, label [n, tasks].
+
+    ``negatives_kept`` is the share of negatives that the logs kept, in (0, 1]. A task whose labels
+    are all alike, or whose logits rank worse than chance, is left as it is. Raises ValueError.
+    """
+    if not 0 < negatives_kept <= 1:
+        raise ValueError("negatives_kept: expected a share in (0, 1]")
+    fitted = [_platt(logit[:, task], label[:, task]) for task in range(logit.shape[1])]
+    correction = math.log(negatives_kept)
+    return Calibration(
+        tuple(slope for slope, _ in fitted), tuple(offset + correction for _, offset in fitted)
+    )
+
+
+def _platt(logit: Array, label: Array) -> tuple[float, float]:
+    """Newton's method on the two-parameter log loss, which is convex."""
+    z, y = np.asarray(logit, np.float64), np.asarray(label, np.float64)
+    if y.min(initial=1) == y.max(initial=0):
+        return 1.0, 0.0
+    x = np.stack([z, np.ones_like(z)])  # (2, n)
+    at = np.array([1.0, 0.0])
+    for _ in range(50):
+        p = sigmoid(at @ x)
+        gradient = x @ (p - y)
+        curvature = (x * np.maximum(p * (1 - p), 1e-12)) @ x.T + 1e-9 * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        at -= step * min(1.0, 2 / (np.abs(step).max() + 1e-12))
+        if np.abs(step).max() < 1e-10:
+            break
+    slope, offset = at
+    return (float(slope), float(offset)) if slope > 0 else (1.0, 0.0)
+
+
+def sigmoid(logit: Array) -> npt.NDArray[np.float64]:
+    """Probabilities of logits, in float64, without overflow."""
+    z = np.asarray(logit, np.float64)
+    tail = np.exp(-np.abs(z))
+    share: npt.NDArray[np.float64] = np.where(z >= 0, 1, tail) / (1 + tail)
+    return share

@@ -1,0 +1,254 @@
+"""The dataset: canonical logs as encoded arrays, point-in-time correct, and the batches they give.
+
+An impression sees its user's behaviours with a strictly smaller ts, the most recent
+``history_length`` of them. Behaviours are stored once, user by user and oldest first; an
+impression's history is the range ``start:stop`` of that array. A batch holds *blocks*: up to
+``block`` successive impressions of one user over one shared slab of behaviours, so that a
+behaviour is embedded once for all the impressions that see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from model.contract.batch import Batch
+from model.contract.catalogue import Catalogue
+from model.contract.encode import Encoder, id_text, table_of
+from model.contract.ids import Rows, Table, Vocabulary, keys
+from model.contract.schema import GROUPS, Field, Group, Schema
+from training.logs import Logs
+
+Ints = npt.NDArray[np.int64]
+Rows32 = npt.NDArray[np.int32]
+Array = npt.NDArray[Any]
+
+
+def learn_encoder(logs: Logs) -> Encoder:
+    """Vocabularies and catalogue of a schema, learnt from the training part of the logs.
+
+    An id counts once per training event in which it occurs; validation and test impressions
+    are not looked at.
+    """
+    schema = logs.schema
+    seen = logs.events.filter(
+        (pl.col("split") == "train") | (pl.col("split").is_null() & pl.col("behaviour"))
+    )
+    tables: dict[str, Table] = {}
+    for name, first in schema.tables.items():
+        vocabulary = None
+        if first.kind != "number" and not first.buckets:
+            parts = [_counts(logs, seen, group, field) for group, field in _users_of(schema, name)]
+            counts = pl.concat(parts).group_by("id").agg(pl.col("count").sum()).sort("id")
+            vocabulary = Vocabulary.learn(
+                counts["id"].to_list(), counts["count"].to_numpy(), first.min_count
+            )
+        tables[name] = table_of(first, vocabulary)
+    nothing = Catalogue.build([], np.zeros((0, schema.width("item")), np.int64))
+    encoder = Encoder(schema, tables, nothing)
+    rows = encode_frame(encoder, "item", logs.items)
+    catalogue = Catalogue.build(logs.items["item_id"].to_list(), rows)
+    return Encoder(schema, tables, catalogue)
+
+
+def _users_of(schema: Schema, table: str) -> list[tuple[Group, Field]]:
+    return [(g, f) for g in GROUPS for f in schema.group(g) if f.table == table]
+
+
+def _counts(logs: Logs, seen: pl.DataFrame, group: Group, field: Field) -> pl.DataFrame:
+    """How many training events hold each id of a field: columns id, count."""
+    owner = {"item": (logs.items, "item_id"), "user": (logs.users, "user_id")}.get(group)
+    if owner is None or field.name == "item_id":
+        ids = seen.select(pl.col(field.name).alias("id"), pl.lit(1, pl.Int64).alias("count"))
+    else:
+        frame, key = owner
+        times = seen.group_by(key).agg(pl.len().cast(pl.Int64).alias("count"))
+        ids = frame.join(times, on=key).select(pl.col(field.name).alias("id"), "count")
+    if field.kind == "tags":
+        ids = ids.explode("id", empty_as_null=True)
+    return ids.drop_nulls("id").group_by("id").agg(pl.col("count").sum())
+
+
+def encode_frame(encoder: Encoder, group: Group, frame: pl.DataFrame) -> Rows:
+    """Rows [n, F_group] of a frame with one column per field of the group.
+
+    Each distinct value is encoded once, by the code that encodes requests.
+    """
+    columns = []
+    for field in encoder.schema.group(group):
+        values = frame[field.name]
+        distinct = values.unique()
+        rows = encoder.column(field, distinct.to_list())
+        order = pl.DataFrame({"v": distinct}).with_row_index("at")
+        found = pl.DataFrame({"v": values}).join(
+            order, on="v", how="left", nulls_equal=True, maintain_order="left"
+        )
+        columns.append(rows[found["at"].to_numpy()])
+    return np.concatenate(columns, 1) if columns else np.zeros((len(frame), 0), np.int64)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Encoded logs. I impressions sorted by (user, ts), B behaviours likewise, S users."""
+
+    encoder: Encoder
+    behaviours: Rows32  # (B, F_item + F_behaviour)
+    users: Rows32  # (S, F_user)
+    user: Ints  # (I,) row of users
+    item: Rows32  # (I, F_item)
+    ad: Rows32  # (I, F_ad)
+    context: Rows32  # (I, F_context)
+    start: Ints  # (I,) first behaviour that the impression sees
+    stop: Ints  # (I,) one after the last
+    label: npt.NDArray[np.float32]  # (I, tasks)
+    event: Ints  # (I,) row of the impression in the sorted events
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @property
+    def schema(self) -> Schema:
+        return self.encoder.schema
+
+    def take(self, at: npt.NDArray[np.bool_] | Ints) -> Dataset:
+        """Some of the impressions, over the same behaviours."""
+        names = ("user", "item", "ad", "context", "start", "stop", "label", "event")
+        return replace(self, **{name: getattr(self, name)[at] for name in names})
+
+    def blocks(self, block: int) -> Ints:
+        """First impression of each block [blocks + 1]: runs of one user, at most ``block`` long."""
+        change = np.flatnonzero(np.diff(self.user, prepend=-1))
+        within = np.arange(len(self)) - np.repeat(change, np.diff(change, append=len(self)))
+        return np.append(np.flatnonzero(within % block == 0), len(self))
+
+    def plan(
+        self, size: int, block: int, seed: int | Sequence[int] | None
+    ) -> list[tuple[Ints, Ints]]:
+        """The batches of one epoch, each as its blocks' begin and end, about ``size`` impressions.
+
+        With a seed the blocks come in random order, so that a batch mixes size / block users.
+        """
+        edges = self.blocks(block)
+        order = np.arange(len(edges) - 1)
+        if seed is not None:
+            np.random.default_rng(seed).shuffle(order)
+        lengths = np.diff(edges)[order]
+        group = (np.cumsum(lengths) - lengths) // size
+        parts = np.split(order, np.flatnonzero(np.diff(group)) + 1)
+        return [(edges[part], edges[part + 1]) for part in parts]
+
+    def occurrences(self) -> dict[str, npt.NDArray[np.float32]]:
+        """n_j of the paper's regularisation: impressions in which each row of a table occurs."""
+        counts = {name: np.zeros(table.size) for name, table in self.encoder.tables.items()}
+        change = np.zeros(len(self.behaviours) + 1)
+        np.add.at(change, self.start, 1)
+        np.add.at(change, self.stop, -1)
+        seen = np.cumsum(change)[:-1]  # impressions that see each behaviour
+        views = np.bincount(self.user, minlength=len(self.users))
+        weighted: list[tuple[Group, Rows32, Array]] = [
+            ("item", self.behaviours, seen),
+            ("item", self.item, np.ones(len(self))),
+            ("user", self.users, views),
+            ("ad", self.ad, np.ones(len(self))),
+            ("context", self.context, np.ones(len(self))),
+        ]
+        for group, rows, weight in weighted:
+            for field in self.schema.group(group):
+                for column in rows[:, self.schema.columns(group)[field.name]].T:
+                    counts[field.table] += np.bincount(
+                        column, weights=weight, minlength=len(counts[field.table])
+                    )
+        return {name: count.astype(np.float32) for name, count in counts.items()}
+
+    def batch(self, begin: Ints, end: Ints) -> tuple[Batch, Ints]:
+        """The batch of the blocks begin[i]:end[i], and which impressions it holds [C]."""
+        owner = np.repeat(np.arange(len(begin)), end - begin)
+        at = np.arange(len(owner)) + np.repeat(
+            begin - (np.cumsum(end - begin) - (end - begin)), end - begin
+        )
+        first, last = self.start[begin], self.stop[end - 1]
+        longest = int((last - first).max(initial=0))
+        slab = first[:, None] + np.arange(longest)
+        real = slab < last[:, None]
+        history = np.zeros((*slab.shape, self.behaviours.shape[1]), np.int64)
+        history[real] = self.behaviours[slab[real]]
+        batch = Batch(
+            history=history,
+            user=self.users[self.user[begin]].astype(np.int64),
+            item=self.item[at].astype(np.int64),
+            ad=self.ad[at].astype(np.int64),
+            context=self.context[at].astype(np.int64),
+            owner=owner,
+            start=self.start[at] - first[owner],
+            stop=self.stop[at] - first[owner],
+        )
+        return batch, at
+
+
+def build(logs: Logs, encoder: Encoder) -> dict[str, Dataset]:
+    """The train, validation and test impressions of the logs, encoded."""
+    schema = logs.schema
+    events = logs.events.sort("user_id", "ts", maintain_order=True)
+    user_ids = events["user_id"].unique(maintain_order=True)
+    users = pl.DataFrame({"user_id": user_ids}).join(
+        logs.users, on="user_id", how="left", maintain_order="left"
+    )
+    user = (events["user_id"].rle_id()).to_numpy().astype(np.int64)
+    start, stop = visible(
+        user, events["ts"].to_numpy(), events["behaviour"].to_numpy(), schema.history_length
+    )
+    item = _items(encoder, events["item_id"])
+    behaviour = events["behaviour"].to_numpy()
+    extra = encode_frame(encoder, "behaviour", events.filter(pl.col("behaviour")))
+    shown = events["split"].is_not_null().to_numpy()
+    impressions = events.filter(pl.col("split").is_not_null())
+    every = Dataset(
+        encoder=encoder,
+        behaviours=np.concatenate([item[behaviour], extra], 1).astype(np.int32),
+        users=encode_frame(encoder, "user", users).astype(np.int32),
+        user=user[shown],
+        item=item[shown].astype(np.int32),
+        ad=encode_frame(encoder, "ad", impressions).astype(np.int32),
+        context=encode_frame(encoder, "context", impressions).astype(np.int32),
+        start=start[shown],
+        stop=stop[shown],
+        label=impressions.select(schema.tasks).to_numpy().astype(np.float32),
+        event=np.flatnonzero(shown),
+    )
+    split = impressions["split"].to_numpy()
+    return {name: every.take(split == name) for name in ("train", "validation", "test")}
+
+
+def visible(
+    user: Ints, ts: Ints, behaviour: npt.NDArray[np.bool_], length: int
+) -> tuple[Ints, Ints]:
+    """The behaviours each event may see: those of its user with a strictly smaller ts.
+
+    Events [n] sorted by (user, ts). Returns start, stop [n] into the array of behaviours alone;
+    stop - start <= ``length``.
+    """
+    if not len(user):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    happened = behaviour.astype(np.int64)
+    before: Ints = np.cumsum(happened) - happened
+    new_user = np.diff(user, prepend=user[0] - 1) != 0
+    new_moment = new_user | (np.diff(ts, prepend=ts[0]) != 0)
+    moment = np.maximum.accumulate(np.where(new_moment, np.arange(len(ts)), 0))
+    first = np.maximum.accumulate(np.where(new_user, np.arange(len(ts)), 0))
+    stop: Ints = before[moment]
+    return np.maximum(before[first], stop - length), stop
+
+
+def _items(encoder: Encoder, item_ids: pl.Series) -> Rows:
+    """Rows [n, F_item] of items by id, through the catalogue."""
+    distinct = item_ids.unique()
+    rows, _ = encoder.items(keys([id_text(text, "item_id") for text in distinct.to_list()]))
+    order = pl.DataFrame({"v": distinct}).with_row_index("at")
+    found = pl.DataFrame({"v": item_ids}).join(order, on="v", how="left", maintain_order="left")
+    found_rows: Rows = rows[found["at"].to_numpy()]
+    return found_rows

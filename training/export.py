@@ -1,0 +1,165 @@
+"""Export: a trained network and its calibration to one ONNX graph, behind a parity gate.
+
+The graph takes `Batch.feeds()` and gives ``logit`` [C, tasks], calibrated, and ``weight`` [C, L].
+Users, candidates and lengths are dynamic. `parity` compares it with the network in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from model.contract.batch import Batch, merge
+from model.contract.encode import Encoder
+from model.network import Network
+from model.tensors import Tensors
+from training.calibrate import Calibration
+
+OPSET = 20
+TOLERANCE = 1e-5
+CANDIDATES = (1, 2, 7, 500)
+
+Logits = npt.NDArray[np.float32]
+
+
+class ParityError(ValueError):
+    """The exported graph does not compute what the network computes."""
+
+
+class Calibrated(nn.Module):
+    """The network with its calibration, on the named inputs of the graph."""
+
+    def __init__(self, network: Network, calibration: Calibration, names: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self.names = network, tuple(names)
+        self.register_buffer("slope", torch.tensor(calibration.slope))
+        self.register_buffer("offset", torch.tensor(calibration.offset))
+
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, Tensor]:
+        feeds = dict(zip(self.names, arrays, strict=True))
+        for name in set(Tensors._fields) - set(feeds):  # groups without fields are no inputs
+            rows = feeds["history" if name == "user" else "item"].shape[0]
+            feeds[name] = feeds["item"].new_zeros((rows, 0))
+        logit, weight = self.network(Tensors(**feeds))
+        return logit * self.slope + self.offset, weight
+
+
+def export(network: Network, calibration: Calibration, encoder: Encoder) -> bytes:
+    """The graph as ONNX bytes. All sizes are dynamic; an input per group that has fields."""
+    feeds = random_batch(encoder, users=3, length=5, candidates=7, seed=0).feeds()
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes = [
+        {0: dynamic, 1: dynamic} if name in ("history", "grid") else {0: dynamic} for name in feeds
+    ]
+    module = Calibrated(copy.deepcopy(network).eval(), calibration, list(feeds)).eval()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations; parity is the judge
+        program = torch.onnx.export(
+            module,
+            tuple(torch.from_numpy(array) for array in feeds.values()),
+            dynamic_shapes=(tuple(shapes),),
+            input_names=list(feeds),
+            output_names=["logit", "weight"],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
+
+
+def session(graph: bytes) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on one CPU thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def run(graph: onnxruntime.InferenceSession, batch: Batch) -> Logits:
+    """Logits [C, tasks] of a batch."""
+    feeds = batch.feeds()
+    wanted = {each.name for each in graph.get_inputs()}
+    logits: Logits = graph.run(["logit"], {k: v for k, v in feeds.items() if k in wanted})[0]
+    return logits
+
+
+def parity(
+    network: Network, calibration: Calibration, encoder: Encoder, graph: bytes
+) -> dict[str, float]:
+    """The largest |dlogit| per case between the graph and the network in float64.
+
+    N in {1, 2, 7, 500} candidates, T in {0, 1, 5, max} behaviours, ids known and unknown, one
+    user and several. Raises `ParityError` above 1e-5.
+    """
+    exact = copy.deepcopy(network).double().eval()
+    loaded = session(graph)
+    longest = encoder.schema.history_length
+    worst: dict[str, float] = {}
+    for length in (0, 1, 5, longest):
+        for candidates in CANDIDATES:
+            alone = random_batch(encoder, 1, length, candidates, seed=candidates)
+            worst[f"N={candidates} T={length}"] = _difference(exact, calibration, loaded, alone)
+    several = [
+        random_batch(encoder, 1, t, n, seed=t)
+        for t, n in zip((0, 5, longest), (7, 2, 1), strict=True)
+    ]
+    worst["several users"] = _difference(exact, calibration, loaded, merge(several))
+    unknown = random_batch(encoder, 2, 5, 7, seed=1, unknown=True)
+    worst["unknown ids"] = _difference(exact, calibration, loaded, unknown)
+    for case, difference in worst.items():
+        if not difference <= TOLERANCE:
+            raise ParityError(f"{case}: a logit is off by {difference:.2e}, more than {TOLERANCE}")
+    return worst
+
+
+def exact_logits(
+    network: nn.Module, calibration: Calibration, batch: Batch
+) -> npt.NDArray[np.float64]:
+    """Calibrated logits [C, tasks] of a network already in float64 and eval mode."""
+    with torch.inference_mode():
+        return calibration.apply(network(Tensors.of(batch))[0].numpy())
+
+
+def _difference(
+    exact: nn.Module, calibration: Calibration, graph: onnxruntime.InferenceSession, batch: Batch
+) -> float:
+    return float(np.abs(run(graph, batch) - exact_logits(exact, calibration, batch)).max())
+
+
+def random_batch(
+    encoder: Encoder, users: int, length: int, candidates: int, *, seed: int, unknown: bool = False
+) -> Batch:
+    """A batch of rows drawn uniformly from the tables; all OOV when ``unknown``."""
+    generator = np.random.default_rng(seed)
+    schema = encoder.schema
+
+    def rows(group: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        columns = [
+            generator.integers(
+                1, 2 if unknown else encoder.tables[field.table].size, (*shape, field.width)
+            )
+            for field in getattr(schema, group)
+        ]
+        return np.concatenate([np.zeros((*shape, 0), np.int64), *columns], -1)
+
+    owner = np.sort(generator.integers(0, users, candidates))
+    return Batch(
+        history=np.concatenate([rows(g, (users, length)) for g in ("item", "behaviour")], -1),
+        user=rows("user", (users,)),
+        item=rows("item", (candidates,)),
+        ad=rows("ad", (candidates,)),
+        context=rows("context", (candidates,)),
+        owner=owner,
+        start=np.zeros(candidates, np.int64),
+        stop=np.full(candidates, length),
+    )

@@ -1,0 +1,44 @@
+"""Publish: a finished run becomes the next version of a repository, if the parity gate lets it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+
+import numpy as np
+
+from model.contract import bundle
+from model.contract.repository import Repository
+from training.export import exact_logits, export, parity
+from training.run import Run
+
+
+def publish(run: Run, root: Path) -> tuple[Repository, int, float]:
+    """The repository, the new version, and the parity gate's largest |dlogit|.
+
+    Raises `ParityError`, `RunError`, and `BundleError`; then nothing is published.
+    """
+    encoder = run.encoder()
+    network, calibration, about = run.network(encoder), run.calibration(), run.about()
+    graph = export(network, calibration, encoder)
+    worst = max(parity(network, calibration, encoder, graph).values())
+    requests = run.golden()
+    batch = bundle.encode_golden(encoder, requests)
+    exact = exact_logits(copy.deepcopy(network).double().eval(), calibration, batch)
+    golden = bundle.Golden(requests, batch, exact.astype(np.float32))
+    lineage = {key: about[key] for key in ("model", "options", "fit", "seed", "data", "progress")}
+    lineage["created"] = int(time.time())
+    repository = Repository(root, encoder.schema.name)
+    version = repository.publish(
+        lambda folder: bundle.write(
+            folder,
+            schema_text=run.schema_text(),
+            encoder=encoder,
+            graph=graph,
+            golden=golden,
+            metrics=about["metrics"],
+            lineage=lineage,
+        )
+    )
+    return repository, version, worst

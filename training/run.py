@@ -1,0 +1,117 @@
+"""A run: what one training left on disk, enough to evaluate and export it, without pickle.
+
+::
+
+    run.json             model, options, fit, seed, data, calibration, progress, metrics
+    encoder/tables/*.npy, encoder/catalogue/*.npy, schema.toml, golden.json
+    weights.safetensors  the best weights
+    checkpoint-<step>/   while it trains
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from model.contract.catalogue import Catalogue
+from model.contract.encode import Encoder, table_of
+from model.contract.ids import Vocabulary
+from model.contract.schema import Schema
+from model.network import Network
+from model.zoo import configure, make
+from training.calibrate import Calibration
+
+
+class RunError(ValueError):
+    """A folder that is no run, or a run that can't do what was asked."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one run."""
+
+    folder: Path
+
+    def start(
+        self, schema_text: str, encoder: Encoder, golden: Sequence[Mapping[str, Any]], about: Any
+    ) -> None:
+        """Write down what will be trained. A run of the same things may be resumed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / "run.json").exists():
+            old = self.about()
+            if any(old.get(key) != value for key, value in about.items()):
+                raise RunError(f"{self.folder}: holds another run; choose another --out")
+            return
+        (self.folder / "schema.toml").write_text(schema_text, encoding="utf-8")
+        tables = self.folder / "encoder" / "tables"
+        tables.mkdir(parents=True, exist_ok=True)
+        for name, table in encoder.tables.items():
+            if isinstance(table, Vocabulary):
+                table.save(tables / f"{name}.npy")
+        if not (self.folder / "encoder" / "catalogue").exists():
+            encoder.catalogue.save(self.folder / "encoder" / "catalogue")
+        self._write("golden.json", golden)
+        self._write("run.json", about)
+
+    def finish(
+        self, network: Network, calibration: Calibration, results: Mapping[str, Any]
+    ) -> None:
+        """Keep the best weights, their calibration and what was measured."""
+        weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+        save_file(weights, self.folder / "weights.safetensors")
+        self.add({"calibration": vars(calibration), **results})
+
+    def add(self, entries: Mapping[str, Any]) -> None:
+        """Put entries into run.json."""
+        self._write("run.json", {**self.about(), **entries})
+
+    def about(self) -> dict[str, Any]:
+        """run.json. Raises `RunError`."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.folder}: no readable run.json ({error})") from None
+        return found
+
+    def schema_text(self) -> str:
+        return (self.folder / "schema.toml").read_text(encoding="utf-8")
+
+    def golden(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads((self.folder / "golden.json").read_text())
+        return found
+
+    def encoder(self) -> Encoder:
+        schema = Schema.load(self.folder / "schema.toml")
+        folder = self.folder / "encoder"
+        tables = {}
+        for name, field in schema.tables.items():
+            path = folder / "tables" / f"{name}.npy"
+            tables[name] = table_of(field, Vocabulary.load(path) if path.exists() else None)
+        return Encoder(schema, tables, Catalogue.load(folder / "catalogue"))
+
+    def network(self, encoder: Encoder) -> Network:
+        """The trained network. Raises `RunError` when training has not ended."""
+        path = self.folder / "weights.safetensors"
+        if not path.exists():
+            raise RunError(f"{self.folder}: not trained to the end; run fit again to go on")
+        about = self.about()
+        sizes = {name: table.size for name, table in encoder.tables.items()}
+        network = make(configure(about["model"], about["options"]), encoder.schema, sizes)
+        network.load_state_dict(load_file(path))
+        return network.eval()
+
+    def calibration(self) -> Calibration:
+        found = self.about()["calibration"]
+        return Calibration(tuple(found["slope"]), tuple(found["offset"]))
+
+    def _write(self, name: str, content: Any) -> None:
+        """Replace a JSON file as a whole."""
+        unfinished = self.folder / f".{name}"
+        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        os.replace(unfinished, self.folder / name)

@@ -1,0 +1,213 @@
+"""The trainer: fits a network on a dataset, stops early, and can be killed at any time.
+
+Adam in both halves: dense for the layers, sparse for the embedding tables, where a step touches
+only the rows that occur in it. The rate rises over the first steps and falls to zero at the last.
+The weights with the best validation GAUC (mean over tasks) are kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from model.network import Network
+from model.regularisation import mini_batch_aware
+from model.tensors import Tensors
+from training import checkpoint, metrics
+from training.calibrate import sigmoid
+from training.dataset import Dataset
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+EVALUATION_SIZE = 4096
+EVALUATION_BLOCK = 64
+
+
+class TrainingError(RuntimeError):
+    """Training that can't go on, and where it stopped."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to train. Sizes count impressions; rates are Adam's."""
+
+    size: int = 512
+    block: int = 8
+    epochs: int = 2
+    rate: float = 2e-3
+    embedding_rate: float = 2e-3
+    regularisation: float = 0.0
+    weight_decay: float = 0.0
+    warm_up: float = 0.05
+    evaluations: int = 4
+    patience: int = 4
+    negatives_kept: float = 1.0
+
+
+@dataclass
+class Progress:
+    """Where training stands; what a checkpoint keeps beside tensors."""
+
+    step: int = 0
+    best_step: int = 0
+    best_gauc: float = -1.0
+    evaluations: list[dict[str, float]] | None = None
+    seconds: float = 0.0
+    impressions: int = 0
+    done: bool = False
+
+
+class Trainer:
+    """One fit of one network."""
+
+    def __init__(
+        self, network: Network, data: dict[str, Dataset], config: FitConfig, seed: int, run: Path
+    ) -> None:
+        self.network, self.data, self.config, self.seed, self.run = network, data, config, seed, run
+        weights = list(network.embeddings.weights().values())
+        tables = {id(weight) for weight in weights}
+        rest = [p for p in network.parameters() if id(p) not in tables]
+        self.sparse = torch.optim.SparseAdam(weights, lr=config.embedding_rate)
+        self.dense = torch.optim.AdamW(rest, lr=config.rate, weight_decay=config.weight_decay)
+        self.counts = {
+            name: torch.from_numpy(count) for name, count in data["train"].occurrences().items()
+        }
+        self.best: dict[str, Tensor] = {}
+        self.progress = Progress(evaluations=[])
+        self.steps_per_epoch = len(data["train"].plan(config.size, config.block, 0))
+        self.steps = self.steps_per_epoch * config.epochs
+
+    def fit(self, report: Report) -> Progress:
+        """Train to the end, or on from the last checkpoint; leaves the best weights in the network.
+
+        ``report(stage, done, total, figures)`` is called at each step. Raises `TrainingError`.
+        """
+        self._resume()
+        every = max(1, self.steps_per_epoch // self.config.evaluations)
+        at = self.progress
+        for batch, label in self._batches():
+            if at.done:
+                break
+            loss = self._step(batch, label)
+            report(
+                "train",
+                at.impressions,
+                len(self.data["train"]) * self.config.epochs,
+                {"loss": loss},
+            )
+            if at.step % every == 0 or at.step == self.steps:
+                self._evaluate(report)
+                self._save()
+        if self.best:
+            self.network.load_state_dict(self.best)
+        return at
+
+    def _batches(self) -> Iterator[tuple[Tensors, Tensor]]:
+        """What is left of the epochs; each epoch's order follows from the seed alone."""
+        train = self.data["train"]
+        for epoch in range(self.progress.step // self.steps_per_epoch, self.config.epochs):
+            plan = train.plan(self.config.size, self.config.block, (self.seed, epoch))
+            for part in plan[self.progress.step - epoch * self.steps_per_epoch :]:
+                batch, at = train.batch(*part)
+                yield Tensors.of(batch), torch.from_numpy(train.label[at])
+
+    def _step(self, batch: Tensors, label: Tensor) -> float:
+        begin = time.perf_counter()
+        at, network = self.progress, self.network
+        self._set_rates()
+        network.train()
+        logit, _ = network(batch)
+        loss = nn.functional.binary_cross_entropy_with_logits(logit, label)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise TrainingError(f"step {at.step + 1}: the loss is {value}; last checkpoint kept")
+        self.sparse.zero_grad()
+        self.dense.zero_grad()
+        loss.backward()
+        if self.config.regularisation:
+            for name, weight in network.embeddings.weights().items():
+                mini_batch_aware(weight, self.counts[name], self.config.regularisation)
+        self.sparse.step()
+        self.dense.step()
+        at.step += 1
+        at.impressions += len(label)
+        at.seconds += time.perf_counter() - begin
+        return value
+
+    def _set_rates(self) -> None:
+        share = self.progress.step / self.steps
+        factor = min((self.progress.step + 1) / (self.config.warm_up * self.steps + 1), 1 - share)
+        self.sparse.param_groups[0]["lr"] = self.config.embedding_rate * factor
+        self.dense.param_groups[0]["lr"] = self.config.rate * factor
+
+    def _evaluate(self, report: Report) -> None:
+        at, data = self.progress, self.data["validation"]
+        logit = predict(self.network, data, lambda n: report("validate", n, len(data), {}))
+        per_task = [
+            metrics.all_metrics(data.user, data.label[:, task], sigmoid(logit[:, task]))
+            for task in range(logit.shape[1])
+        ]
+        gauc = float(np.mean([each["gauc"] for each in per_task]))
+        assert at.evaluations is not None
+        at.evaluations.append({"step": at.step, **per_task[0], "gauc": gauc})
+        if gauc > at.best_gauc or not self.best:
+            at.best_gauc, at.best_step = gauc, at.step
+            self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        since = sum(each["step"] > at.best_step for each in at.evaluations)
+        at.done = at.step >= self.steps or since >= self.config.patience
+
+    def _save(self) -> None:
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        for name in ("sparse", "dense"):
+            for index, state in getattr(self, name).state_dict()["state"].items():
+                for key, value in state.items():
+                    tensors[f"{name}.{index}.{key}"] = torch.as_tensor(value)
+        tensors["generator"] = torch.get_rng_state()
+        checkpoint.save(self.run, self.progress.step, tensors, asdict(self.progress))
+
+    def _resume(self) -> None:
+        found = checkpoint.load(self.run)
+        if found is None:
+            return
+        tensors, state = found
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        self.network.load_state_dict(parts["network"])
+        self.best = parts["best"]
+        for name in ("sparse", "dense"):
+            optimiser = getattr(self, name)
+            whole = optimiser.state_dict()
+            states: dict[int, dict[str, Any]] = {}
+            for key, tensor in parts.get(name, {}).items():
+                index, _, field = key.partition(".")
+                plain = name == "sparse" and field == "step"
+                states.setdefault(int(index), {})[field] = int(tensor) if plain else tensor
+            optimiser.load_state_dict({**whole, "state": states})
+        torch.set_rng_state(parts["generator"][""])
+        self.progress = Progress(**state)
+
+
+def predict(
+    network: nn.Module, data: Dataset, report: Callable[[int], None] = lambda done: None
+) -> npt.NDArray[np.float32]:
+    """Logits [I, tasks] of every impression of a dataset, uncalibrated."""
+    network.eval()
+    logits = np.zeros(data.label.shape, np.float32)
+    done = 0
+    with torch.inference_mode():
+        for part in data.plan(EVALUATION_SIZE, EVALUATION_BLOCK, None):
+            batch, at = data.batch(*part)
+            logits[at] = network(Tensors.of(batch))[0].numpy()
+            done += len(at)
+            report(done)
+    return logits
