@@ -207,11 +207,17 @@ def _newest_schema(settings: Settings) -> Any:
 def _progress(console: Any) -> Any:
     from rich import progress
 
+    class Rate(progress.ProgressColumn):
+        """Keys per second."""
+
+        def render(self, task: progress.Task) -> str:
+            return f"{task.speed:,.0f} keys/s" if task.speed else ""
+
     return progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.speed:,.0f} keys/s"),
+        Rate(),
         progress.TimeRemainingColumn(),
         console=console,
     )

@@ -307,16 +307,15 @@ def respond(
 def _known(fields: Mapping[str, Any], names: frozenset[str], where: str) -> None:
     if not fields.keys() <= names:
         unknown = next(name for name in fields if name not in names)
-        raise Invalid("Unknown field", _path((where, unknown)))
+        raise Invalid("Unknown field", _path((unknown,), where))
 
 
-def _path(parts: Sequence[str | int]) -> str:
+def _path(parts: Sequence[str | int], path: str = "") -> str:
     """`candidates[3].genre`; stops before a name that a sender made up to be echoed."""
-    path = ""
     for part in parts:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif path == "" or _SAYABLE.fullmatch(part):
+        elif _SAYABLE.fullmatch(part):
             path += f".{part}" if path else part
         else:
             break

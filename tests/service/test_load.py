@@ -1,0 +1,123 @@
+"""Loading: what the service reads from Redis is what the logs say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+from redis import Redis
+
+from model.contract.encode import Encoder
+from model.contract.schema import Schema
+from service import load
+from service.features import history_key, profile_key
+from tests.support import free_port
+
+EVENTS = {
+    "user_id": ["b", "a", "a", "a", "a", "b"],
+    "item_id": ["i1", "i2", "i3", "i4", "i5", "unheard-of"],
+    "ts": [7, 5, 3, 5, 1, 9],
+    "behaviour": [True, True, True, True, False, True],
+    "rating": ["1", "2", None, "4", "5", "3"],
+}
+USERS = {"user_id": ["a", "b", "c"], "gender": ["F", None, "M"], "income": [12.5, 3.0, None]}
+
+
+def write_logs(folder: Path, events: dict[str, Any] = EVENTS) -> Path:
+    pl.DataFrame(events).write_parquet(folder / "events.parquet")
+    pl.DataFrame(USERS).write_parquet(folder / "users.parquet")
+    return folder
+
+
+def stored(url: str, folder: Path, schema: Schema) -> dict[str, bytes]:
+    """Load the logs; everything in Redis then."""
+    load.write(load.read(folder, schema), schema, url, prefix="din")
+    with Redis.from_url(url) as client:
+        keys = sorted(client.keys())
+        assert all(0 < client.ttl(key) <= load.TIME_TO_LIVE for key in keys)
+        return {key.decode(): client.get(key) for key in keys}
+
+
+def test_histories_are_packed_as_the_encoder_packs_them(
+    redis_url: str, tmp_path: Path, schema: Schema, encoder: Encoder
+) -> None:
+    """Behaviours only, oldest first, ties in the order of the logs, missing values missing."""
+    found = stored(redis_url, write_logs(tmp_path), schema)
+    expected = {
+        "a": [
+            {"item_id": "i3", "ts": 3},
+            {"item_id": "i2", "ts": 5, "rating": "2"},
+            {"item_id": "i4", "ts": 5, "rating": "4"},
+        ],
+        "b": [
+            {"item_id": "i1", "ts": 7, "rating": "1"},
+            {"item_id": "unheard-of", "ts": 9, "rating": "3"},
+        ],
+    }
+    for user, behaviours in expected.items():
+        data = found.pop(history_key("din", user, schema.layout))
+        assert data == encoder.records(behaviours).tobytes()
+    profiles = {key: orjson.loads(value) for key, value in found.items()}
+    assert profiles == {
+        profile_key("din", "a"): {"gender": "F", "income": 12.5},
+        profile_key("din", "b"): {"income": 3.0},
+        profile_key("din", "c"): {"gender": "M"},
+    }
+
+
+def test_just_the_most_recent_behaviours_are_kept(
+    redis_url: str, tmp_path: Path, schema: Schema, encoder: Encoder
+) -> None:
+    """Of a very active user a multiple of what the model looks at is stored."""
+    count = 100
+    events = {
+        "user_id": ["a"] * count,
+        "item_id": [f"i{n}" for n in range(count)],
+        "ts": list(range(count)),
+        "behaviour": [True] * count,
+        "rating": ["5"] * count,
+    }
+    found = stored(redis_url, write_logs(tmp_path, events), schema)
+    records = encoder.codec.unpack(found[history_key("din", "a", schema.layout)])
+    kept = load.KEPT * schema.history_length
+    assert records["ts"].tolist() == list(range(count - kept, count))
+
+
+def test_integer_ids_are_the_ids_of_their_text(
+    redis_url: str, tmp_path: Path, schema: Schema, encoder: Encoder
+) -> None:
+    """A column of integers gives the keys of the same ids as strings."""
+    events = {**EVENTS, "item_id": [1, 2, 3, 4, 5, 6], "user_id": [1, 1, 1, 1, 1, 1]}
+    found = stored(redis_url, write_logs(tmp_path, events), schema)
+    records = encoder.codec.unpack(found[history_key("din", "1", schema.layout)])
+    [expected] = encoder.records([{"item_id": "3", "ts": 0}])["item_id"]
+    assert records["item_id"][0] == expected
+
+
+def test_what_is_missing_is_named(tmp_path: Path, schema: Schema) -> None:
+    """A folder without logs, or logs without a column, is one clear error."""
+    with pytest.raises(load.LoadError, match=r"events\.parquet"):
+        load.read(tmp_path, schema)
+    write_logs(tmp_path, {name: values for name, values in EVENTS.items() if name != "rating"})
+    with pytest.raises(load.LoadError, match="rating"):
+        load.read(tmp_path, schema)
+    (tmp_path / "events.parquet").write_bytes(b"no parquet")
+    with pytest.raises(load.LoadError, match=r"events\.parquet"):
+        load.read(tmp_path, schema)
+
+
+def test_ids_that_went_through_a_float_are_refused(tmp_path: Path, schema: Schema) -> None:
+    """A float column of ids is an error, for no id may go through one."""
+    write_logs(tmp_path, {**EVENTS, "item_id": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
+    with pytest.raises(load.LoadError, match="item_id"):
+        load.read(tmp_path, schema)
+
+
+def test_a_redis_that_is_not_there_is_one_clear_error(tmp_path: Path, schema: Schema) -> None:
+    """The connection error comes back as ours."""
+    histories = load.read(write_logs(tmp_path), schema)
+    with pytest.raises(load.LoadError, match="Redis"):
+        load.write(histories, schema, f"redis://127.0.0.1:{free_port()}/0", prefix="din")
