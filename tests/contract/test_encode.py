@@ -307,9 +307,10 @@ def test_offline_columns_are_the_online_arrays(encoder: Encoder, data: st.DataOb
 
 def test_records_are_sorted_by_time_and_ties_keep_their_order(encoder: Encoder) -> None:
     """A raw history may come in any order; the record of a tie stays behind what came first."""
-    raw = [("a", 5), ("b", 1), ("c", 5), ("d", 1), ("e", -3)]
+    raw = [(str(at), (-at) % 3) for at in range(100)]
     records = encoder.records([{"item_id": item, "ts": ts} for item, ts in raw])
-    assert records["item_id"].tolist() == [key(item) for item in "ebdac"]
+    expected = [item for item, _ in sorted(raw, key=lambda each: each[1])]
+    assert records["item_id"].tolist() == [key(item) for item in expected]
     assert np.isnan(records["rating"]).all()
     assert (records["action"] == MISSING).all()
 
