@@ -1,0 +1,173 @@
+"""The offline job's commands: prepare, fit, evaluate, export. Each reads what the last one left."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from model.contract.bundle import BundleError
+from model.contract.schema import SchemaError
+from training.logs import LogsError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="From raw logs to a published model: prepare, fit, evaluate, export.",
+)
+console = Console(stderr=True)
+
+
+class Source(StrEnum):
+    movielens_1m = "movielens-1m"
+    amazon_csv = "amazon-csv"
+    synthetic = "synthetic"
+    parquet = "parquet"
+
+
+@app.command()
+def prepare(
+    source: Annotated[Source, typer.Option(help="What the raw logs are.")],
+    out: Annotated[Path, typer.Option(help="Folder for the prepared logs.")],
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            help="movielens-1m: the official zip; amazon-csv: the common prefix of the three "
+            "files; parquet: the folder of your events, items and users tables (Parquet or CSV)."
+        ),
+    ] = None,
+    test_users: Annotated[
+        Path | None, typer.Option(help="movielens-1m: file of test users, one id a line.")
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="parquet: the TOML file that says what the fields are.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="parquet: canonical=yours, for each column of yours with another name."),
+    ] = None,
+    users: Annotated[int, typer.Option(min=1, help="synthetic: number of users.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of drawn negatives and synthetic worlds.")] = 0,
+    max_bad_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop when more rows than this are malformed.")
+    ] = 0.001,
+) -> None:
+    """Read raw logs into the canonical form: events, items and users as Parquet, and the schema."""
+    from training import readers, report, tables, world
+
+    if source is Source.synthetic:
+        logs = world.World(users=users, seed=seed).logs()
+    elif path is None:
+        raise typer.BadParameter(f"--path is needed for {source}")
+    elif source is Source.movielens_1m:
+        logs = readers.read_movielens(path, test_users, seed=seed, max_bad_share=max_bad_share)
+    elif source is Source.amazon_csv:
+        logs = readers.read_amazon(path, seed=seed, max_bad_share=max_bad_share)
+    else:
+        if schema is None:
+            raise typer.BadParameter("--schema is needed for parquet")
+        pairs = dict(each.split("=", 1) for each in column or [] if "=" in each)
+        logs = tables.read_tables(path, schema, columns=pairs, max_bad_share=max_bad_share)
+    report.malformed(console, logs.malformed)
+    logs.write(out)
+    shown = logs.events["split"].drop_nulls().value_counts().rows()
+    splits = ", ".join(f"{count:,} {name}" for name, count in sorted(shown, reverse=True))
+    console.print(
+        f"{out}: {len(logs.events):,} events of {len(logs.users):,} users and "
+        f"{len(logs.items):,} items; impressions: {splits}"
+    )
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Option(help="Folder that prepare wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; one that was killed goes on.")],
+    model: Annotated[str, typer.Option(help="din or base.")] = "din",
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights, bit for bit.")] = 0,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, over the data set's recipe.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads (results depend on it).")] = 2,
+) -> None:
+    """Train a model, stop early by validation GAUC, calibrate it, measure it on the test set."""
+    from training import report
+    from training.fit import fit as run_fit
+
+    with report.progress(console) as update:
+        figures = run_fit(data, out, model, seed, setting or [], threads, update)
+    report.metrics_table(console, f"{model}, seed {seed}: {out}", figures["metrics"])
+    stopped = figures["progress"]
+    console.print(
+        f"best at step {stopped['best_step']:,} of {stopped['step']:,}; "
+        f"{figures['samples_per_s']:,.0f} samples/s"
+    )
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run.")],
+    predictions: Annotated[
+        Path | None, typer.Option(help="Parquet file to write: user, item, label, probability.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Prepared logs; default: the run's.")] = None,
+) -> None:
+    """Measure a run on the test impressions of its logs; one row per impression if asked."""
+    from training import report
+    from training.fit import evaluate as run_evaluate
+
+    with report.progress(console) as update:
+        metrics, frame = run_evaluate(run, data, update)
+    if predictions is not None:
+        frame.write_parquet(predictions)
+    report.metrics_table(console, str(run), {"test": metrics})
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run.")],
+    repository: Annotated[Path, typer.Option(help="Model repository; made when not there.")],
+) -> None:
+    """Export a run to ONNX, hold it against PyTorch, and publish it as the next version."""
+    from training.publish import publish
+    from training.run import Run
+
+    found, version, worst = publish(Run(run), repository)
+    console.print(
+        f"published {found.folder / str(version)}; "
+        f"largest |dlogit| between PyTorch and ONNX {worst:.1e}"
+    )
+
+
+def main() -> None:
+    """Run a command; what can go wrong is one line on stderr and exit code 1."""
+    from model.contract.repository import RepositoryError
+    from training.export import ParityError
+    from training.recipe import SettingError
+    from training.run import RunError
+    from training.trainer import TrainingError
+
+    expected = (
+        BundleError,
+        LogsError,
+        OSError,
+        ParityError,
+        RepositoryError,
+        RunError,
+        SchemaError,
+        SettingError,
+        TrainingError,
+    )
+    try:
+        app()
+    except expected as error:
+        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Fit and evaluate: the job between prepared logs and a finished run, top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from model.zoo import make
+from training import calibrate, checkpoint, metrics
+from training.calibrate import Calibration, sigmoid
+from training.dataset import Dataset, build, learn_encoder
+from training.golden import golden_requests
+from training.logs import Logs
+from training.recipe import settings
+from training.report import Update
+from training.run import Run
+from training.trainer import Trainer, predict
+
+
+def fit(
+    data: Path,
+    out: Path,
+    model: str,
+    seed: int,
+    given: Sequence[str],
+    threads: int,
+    update: Update,
+) -> dict[str, Any]:
+    """Train a run to its end and write it down; returns its metrics, progress and speed.
+
+    Raises what reading, settings and training raise. A run that was killed goes on from its last
+    checkpoint when asked for with the same arguments.
+    """
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    logs = Logs.read(data)
+    config, how = settings(logs.schema.name, model, given)
+    encoder = learn_encoder(logs)
+    sets = build(logs, encoder)
+    run = Run(out)
+    about = {
+        "model": model,
+        "options": _plain(asdict(config)),
+        "fit": asdict(how),
+        "seed": seed,
+        "threads": threads,
+        "data": str(data.resolve()),
+    }
+    run.start(logs.schema_text, encoder, golden_requests(logs), about)
+    torch.manual_seed(seed)
+    sizes = {name: table.size for name, table in encoder.tables.items()}
+    network = make(config, logs.schema, sizes)
+    trainer = Trainer(network, sets, how, seed, out)
+    progress = trainer.fit(update)
+    validation = sets["validation"]
+    logit = predict(network, validation)
+    calibration = calibrate.fit(logit, validation.label, how.negatives_kept)
+    figures = {
+        name: _measure(logs, sets[name], predict(network, sets[name]), calibration)
+        for name in ("validation", "test")
+    }
+    results = {
+        "metrics": figures,
+        "progress": asdict(progress),
+        "samples_per_s": progress.impressions / progress.seconds,
+    }
+    run.finish(network, calibration, results)
+    checkpoint.remove(out)
+    return results
+
+
+def evaluate(
+    folder: Path, data: Path | None, update: Update
+) -> tuple[dict[str, float], pl.DataFrame]:
+    """Metrics of a finished run on its test impressions, and one row for each of them.
+
+    Columns: user_id, item_id, and for each task label and probability (prefixed by the task's name
+    when there are several).
+    """
+    run = Run(folder)
+    about = run.about()
+    torch.set_num_threads(about["threads"])
+    logs = Logs.read(data or Path(about["data"]))
+    encoder = run.encoder()
+    test = build(logs, encoder)["test"]
+    network, calibration = run.network(encoder), run.calibration()
+    logit = predict(network, test, lambda n: update("evaluate", n, len(test), {}))
+    probability = sigmoid(calibration.apply(logit))
+    events = logs.events.sort("user_id", "ts", maintain_order=True)[test.event]
+    columns = {"user_id": events["user_id"], "item_id": events["item_id"]}
+    tasks = logs.schema.tasks
+    for at, task in enumerate(tasks):
+        prefix = f"{task}_" if len(tasks) > 1 else ""
+        columns[f"{prefix}label"] = events[task]
+        columns[f"{prefix}probability"] = pl.Series(probability[:, at])
+    return _measure(logs, test, logit, calibration), pl.DataFrame(columns)
+
+
+def _measure(
+    logs: Logs, data: Dataset, logit: metrics.Array, calibration: Calibration
+) -> dict[str, float]:
+    """All metrics of the first task, then those of the others under task.metric."""
+    probability = sigmoid(calibration.apply(logit))
+    found: dict[str, float] = {}
+    for at, task in enumerate(logs.schema.tasks):
+        values = metrics.all_metrics(data.user, data.label[:, at], probability[:, at])
+        found |= {f"{task}.{name}" if at else name: value for name, value in values.items()}
+    return found
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON reads them back: lists for tuples."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}

@@ -1,0 +1,53 @@
+"""Recipes: the settings of each model that work for a data set, from recipes/<schema>.toml.
+
+A recipe has one table per model; its keys are those of the model's configuration and of
+`FitConfig`. ``--set key=value`` overrides them, the value in TOML's notation.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from model.zoo import CONFIGS, Config, configure
+from training.trainer import FitConfig
+
+FOLDER = Path(__file__).with_name("recipes")
+
+
+class SettingError(ValueError):
+    """A setting that does not exist or has the wrong type."""
+
+
+def settings(schema: str, model: str, given: Sequence[str]) -> tuple[Config, FitConfig]:
+    """The configuration of a model and of its training. Raises `SettingError`."""
+    if model not in CONFIGS:
+        raise SettingError(f"--model: expected one of {', '.join(CONFIGS)}")
+    path = FOLDER / f"{schema}.toml"
+    recipe = tomllib.loads((path if path.exists() else FOLDER / "default.toml").read_text())
+    values = {**recipe.get(model, {}), **dict(_pair(each) for each in given)}
+    default = asdict(FitConfig())
+    try:
+        config = configure(model, {k: v for k, v in values.items() if k not in default})
+    except ValueError as error:
+        known = ", ".join(each.name for each in fields(FitConfig))
+        raise SettingError(f"--set {error}; or of the training: {known}") from None
+    fit = {key: value for key, value in values.items() if key in default}
+    for key, value in fit.items():
+        allowed = (int, float) if isinstance(default[key], float) else (int,)
+        if type(value) not in allowed or value < 0:
+            raise SettingError(f"--set {key}: expected a number like {default[key]!r}")
+    return config, FitConfig(**fit)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise SettingError(f"--set {text}: expected key=value")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()  # a bare word: --set weights=softmax
