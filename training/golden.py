@@ -53,7 +53,7 @@ def golden_requests(logs: Logs, seed: int = 0) -> list[dict[str, Any]]:
 
 def _values(frame: pl.DataFrame, names: list[str]) -> dict[str, Any]:
     """The first row's values that are there."""
-    if not len(frame):
+    if not len(frame) or not names:
         return {}
     row = frame.select(names).row(0, named=True)
     return {name: value for name, value in row.items() if value is not None}
