@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -47,8 +47,15 @@ def create_app(settings: Settings, *, open_engine: OpenEngine | None = None) -> 
         breaker=breaker,
         on_failure=lambda reason: telemetry.store_failures.labels(reason).inc(),
     )
+
+    def call(jobs: Sequence[Job]) -> list[Scores]:
+        telemetry.calls.inc()
+        telemetry.call_requests.observe(len(jobs))
+        telemetry.call_pairs.observe(cost(jobs))
+        return run(jobs)
+
     batcher: Batcher[Job, Scores] = Batcher(
-        run,
+        call,
         cost=cost,
         group=lambda job: job.version,
         merge_limit=settings.merges(on_device),

@@ -25,6 +25,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 MAX_MEMBERS = 64
+MAX_WAITING = 4096
 _log = logging.getLogger(__name__)
 
 
@@ -115,7 +116,8 @@ class Batcher(Generic[Item, Answer]):
             raise Stopped("The batcher does not run")
         work = self._cost([item])
         # One item is taken however large it is: refused at an empty queue it could never pass.
-        if self._queued and self._queued + work > self._queue_limit:
+        full = self._queued + work > self._queue_limit or len(self._queue) >= MAX_WAITING
+        if self._queued and full:
             raise Overloaded("Too much work is waiting")
         loop = asyncio.get_running_loop()
         entry: _Entry[Item, Answer] = _Entry(

@@ -92,6 +92,8 @@ class Scorer:
         large = len(body) > INLINE_BYTES
         asked = await _perform(large, _read, body, version.schema)
         left = (asked.timeout_ms or self._timeout_ms) / 1e3 - (perf_counter() - started)
+        if left <= 0:
+            raise DeadlineExceeded("The deadline passed before the model could run")
         deadline = asyncio.get_running_loop().time() + left
         asking = perf_counter()
         stored = await self._stored(asked, version, left)

@@ -10,8 +10,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from model.contract.batch import merge
 from model.contract.encode import Request
 from model.contract.repository import Repository
+from service import engine
 from service.engine import EngineError, OnnxEngine, pick_provider, warm_up
 from service.registry import Version, verify
 from service.scorer import Job, cost, expit, run
@@ -52,6 +54,20 @@ def test_a_score_does_not_depend_on_who_shares_the_call(version: Version) -> Non
             np.testing.assert_allclose(together.weight, alone.weight, atol=1e-6)
         else:
             assert alone.weight is None
+
+
+def test_a_large_batch_gives_what_its_parts_give(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that is run in chunks of candidates gives the scores of one run."""
+    batch = merge([each.batch for each in jobs_of(version)])
+    whole = version.engine.run(batch, weight=True)
+    monkeypatch.setattr(engine, "_CHUNK_PAIRS", 60)
+    parts = version.engine.run(batch, weight=True)
+    np.testing.assert_allclose(parts.logit, whole.logit, atol=1e-6)
+    assert parts.weight is not None
+    assert whole.weight is not None
+    np.testing.assert_allclose(parts.weight, whole.weight, atol=1e-6)
 
 
 def test_the_cost_of_a_call_is_its_padded_pairs(version: Version) -> None:
@@ -125,15 +141,15 @@ def test_a_graph_without_logit_is_refused(tmp_path: Path) -> None:
 
 def test_a_score_that_is_not_finite_is_an_error(tmp_path: Path, version: Version) -> None:
     """NaN never leaves the engine."""
-    engine = OnnxEngine.open(graph(tmp_path / "model.onnx", "logit", float("nan")), "cpu")
+    broken = OnnxEngine.open(graph(tmp_path / "model.onnx", "logit", float("nan")), "cpu")
     with pytest.raises(EngineError, match="finite"):
-        engine.run(job(version, 1, ["i1"]).batch)
+        broken.run(job(version, 1, ["i1"]).batch)
 
 
 def test_a_graph_without_attention_has_no_weights(tmp_path: Path, version: Version) -> None:
     """A model that weighs no behaviours is served; it explains nothing."""
-    engine = OnnxEngine.open(graph(tmp_path / "model.onnx", "logit", 2.0), "cpu")
-    scores = engine.run(job(version, 3, ["i1", "i2"]).batch, weight=True)
+    plain = OnnxEngine.open(graph(tmp_path / "model.onnx", "logit", 2.0), "cpu")
+    scores = plain.run(job(version, 3, ["i1", "i2"]).batch, weight=True)
     assert scores.logit.tolist() == [[2.0], [2.0]]
     assert scores.weight is None
 

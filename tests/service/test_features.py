@@ -183,6 +183,22 @@ def test_a_smaller_budget_ends_a_read_earlier(encoder: Encoder, schema: Schema) 
         assert asyncio.run(scenario(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")) < 5
 
 
+def test_callers_in_a_hurry_do_not_open_the_breaker(
+    redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """Reads that were given no fair time fail alone; the next one is answered."""
+
+    async def scenario() -> None:
+        async with store_of(redis_url, Breaker(2, 60.0)) as store:
+            for _ in range(5):
+                stored = await store.read("u", schema, encoder.codec, history=True, budget=0.0)
+                assert stored.degraded == "history_unavailable"
+            stored = await store.read("u", schema, encoder.codec, history=True, budget=9)
+            assert stored.degraded is None
+
+    asyncio.run(scenario())
+
+
 def test_an_open_breaker_asks_no_more(encoder: Encoder, schema: Schema) -> None:
     """After failures in a row the store is not asked; a read then costs nothing."""
     attempts = 0

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -378,6 +381,10 @@ def test_what_happens_is_counted(service: Service, redis_url: str) -> None:
     assert service.metric("dinserve_unknown_items_total") == before + 1
     assert service.metric("dinserve_requests_total") == answered + 2
     assert service.metric("dinserve_model_version") == 1
+    assert service.metric("dinserve_model_calls_total") > 0
+    assert service.metric("dinserve_model_call_requests_sum") >= service.metric(
+        "dinserve_model_seconds_count"
+    )
     assert service.metric("dinserve_ready") == 1
     assert SECRET not in service.client.get("/metrics").text
 
@@ -544,40 +551,124 @@ def test_a_stopped_service_ends_in_order(repository: Path, tmp_path: Path) -> No
     assert "Traceback" not in service.logs()
 
 
+class Held(OnnxEngine):
+    """A real engine that a test can make fail or wait."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        super().__init__(session)
+        self.failing = False
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, batch: Batch, weight: bool = False) -> Scores:
+        assert self.gate.wait(30)
+        if self.failing:
+            raise RuntimeError(SECRET)
+        return super().run(batch, weight)
+
+
+@asynccontextmanager
+async def in_process(
+    repository: Path, **options: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, Held]]:
+    """The application in this process, ready, with its engine at hand."""
+    engines: list[Held] = []
+
+    def opening(graph: Path) -> Held:
+        engines.append(Held.open(graph, "cpu"))
+        return engines[-1]
+
+    settings = Settings(repository=repository, redis_url="redis://127.0.0.1:1/0", **options)
+    app = create_app(settings, open_engine=opening)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://x") as client,
+    ):
+        while (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.02)
+        yield client, engines[0]
+
+
+ONE = {"user_id": "u", "candidates": ["i1"]}
+
+
 def test_a_model_that_fails_is_a_500_without_details(repository: Path) -> None:
     """What goes wrong inside gives a problem with a request id, and says nothing else."""
 
-    class Failing(OnnxEngine):
-        failing = False
+    async def scenario() -> None:
+        async with in_process(repository) as (client, engine):
+            engine.failing = True
+            answer = await client.post("/score", json=ONE, headers={"X-Request-ID": "me"})
+            assert answer.status_code == 500
+            assert problem(answer)["request_id"] == "me"
+            assert SECRET not in answer.text
+            engine.failing = False
+            assert (await client.post("/score", json=ONE)).status_code == 200
 
-        def run(self, batch: Batch, weight: bool = False) -> Scores:
-            if self.failing:
-                raise RuntimeError(SECRET)
-            return super().run(batch, weight)
+    asyncio.run(scenario())
 
-    async def scenario() -> httpx.Response:
-        app = create_app(
-            Settings(repository=repository, redis_url="redis://127.0.0.1:1/0"),
-            open_engine=lambda graph: Failing.open(graph, "cpu"),
-        )
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://x") as client,
-        ):
-            while (await client.get("/readyz")).status_code != 200:
-                await asyncio.sleep(0.02)
-            Failing.failing = True
-            body = {"user_id": "u", "candidates": ["i1"]}
-            answer = await client.post("/score", json=body, headers={"X-Request-ID": "me"})
-            Failing.failing = False
-            assert (await client.post("/score", json=body)).status_code == 200
-            return answer
 
-    answer = asyncio.run(scenario())
-    assert answer.status_code == 500
-    assert problem(answer)["request_id"] == "me"
-    assert SECRET not in answer.text
+def test_overload_is_refused_early_with_retry_after(repository: Path) -> None:
+    """One request runs, one waits, the next is told at once to come back later."""
+
+    async def scenario() -> None:
+        async with in_process(repository, workers=1, max_queued_pairs=1) as (client, engine):
+            engine.gate.clear()
+            taken = []
+            for expected in (0.0, 1.0):
+                taken.append(asyncio.create_task(client.post("/score", json=ONE)))
+                while engine_waits(await client.get("/metrics")) != expected:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
+            refused = await client.post("/score", json=ONE)
+            assert refused.status_code == 503
+            assert problem(refused)["title"] == "Overloaded"
+            assert int(refused.headers["retry-after"]) >= 1
+            engine.gate.set()
+            assert [(await each).status_code for each in taken] == [200, 200]
+
+    def engine_waits(metrics: httpx.Response) -> float:
+        lines = metrics.text.splitlines()
+        [line] = [line for line in lines if line.startswith("dinserve_queued_pairs ")]
+        return float(line.split()[1])
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_that_passes_in_the_queue_is_a_504_without_a_run(repository: Path) -> None:
+    """Behind a busy worker a request is answered when its time is over, and is never run."""
+
+    async def scenario() -> None:
+        async with in_process(repository, workers=1) as (client, engine):
+            engine.gate.clear()
+            first = asyncio.create_task(client.post("/score", json=ONE))
+            await asyncio.sleep(0.1)
+            late = await client.post("/score", json={**ONE, "timeout_ms": 30})
+            assert late.status_code == 504
+            assert problem(late)["title"] == "Deadline exceeded"
+            engine.gate.set()
+            assert (await first).status_code == 200
+            metrics = (await client.get("/metrics")).text
+            assert "dinserve_model_calls_total 1.0" in metrics
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_does_not_arrive_is_given_up(repository: Path) -> None:
+    """A caller that stops sending gets 408 and does not hold the service for ever."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(30)
+
+    async def scenario() -> None:
+        async with in_process(repository, body_timeout_seconds=0.05) as (client, _):
+            answer = await client.post("/score", content=body(), headers=JSON_TYPE)
+            assert answer.status_code == 408
+            assert problem(answer)["field"] == "body"
+
+    asyncio.run(scenario())
 
 
 def test_the_service_process_never_loads_torch(repository: Path) -> None:
