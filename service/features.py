@@ -107,8 +107,8 @@ class BehaviourStore:
         self._prefix, self._timeout = prefix, timeout
         self.breaker, self._on_failure = breaker, on_failure
         # The client's defaults wait for seconds and retry; protocol 2 spares the handshake. Reads
-        # have one limit, that of `read`: with its own, the client writes through asyncio.wait_for,
-        # which on Python 3.11 loses a cancellation that comes while the write is done.
+        # have one limit, that of `read`: the client's own costs a task for each write, and on
+        # Python 3.11 its wait_for loses a cancellation that comes while the write is done.
         self._pool = BlockingConnectionPool.from_url(
             url,
             max_connections=connections,
@@ -119,6 +119,7 @@ class BehaviourStore:
             protocol=2,
         )
         self._redis = Redis(connection_pool=self._pool)
+        self._leaving: set[asyncio.Task[list[Any]]] = set()
 
     async def __aenter__(self) -> BehaviourStore:
         try:
@@ -134,6 +135,8 @@ class BehaviourStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._leaving:
+            await asyncio.wait(self._leaving)
         await self._redis.aclose()
         await self._pool.disconnect()
 
@@ -149,9 +152,14 @@ class BehaviourStore:
         if not self.breaker.allow():
             return Stored(codec.empty(), degraded=missing)
         given = min(self._timeout, budget)
+        asking = asyncio.create_task(self._ask(user, schema, codec, history))
         try:
-            async with asyncio.timeout(given):
-                answers = await self._ask(user, schema, codec, history)
+            # Not asyncio.timeout: a client that is cancelled first closes its connection, which
+            # takes as long again when the other side hangs. Here it does so behind our back.
+            await asyncio.wait({asking}, timeout=max(0.0, given))
+            if not asking.done():
+                raise TimeoutError
+            answers = asking.result()
         except (RedisError, OSError, TimeoutError) as error:
             # A caller in too much of a hurry says nothing of the store, and must not shut it.
             if isinstance(error, TimeoutError) and given < self._timeout * _FAIR:
@@ -163,9 +171,24 @@ class BehaviourStore:
         except BaseException:
             self.breaker.left()
             raise
+        finally:
+            self._give_up(asking)
         self.breaker.succeeded()
         profile, *rest = answers
         return self._decode(profile, rest, codec)
+
+    def _give_up(self, asking: asyncio.Task[list[Any]]) -> None:
+        """Cancel a read that no one waits for, and let it clean up."""
+        if asking.done():
+            return
+        asking.cancel()
+        self._leaving.add(asking)
+        asking.add_done_callback(self._left)
+
+    def _left(self, asking: asyncio.Task[list[Any]]) -> None:
+        self._leaving.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # seen, so that no one warns of it
 
     async def _ask(
         self, user: str, schema: Schema, codec: HistoryCodec, history: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -105,6 +106,11 @@ class RedisProcess:
                     return
             time.sleep(0.02)
         raise RuntimeError("redis-server did not start")
+
+    def hang(self) -> None:
+        """Stop answering, with every connection open."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -263,6 +269,10 @@ def run_graph(folder: Path, graph: bytes, batch: Batch) -> Any:
     path = folder / "model.onnx"
     path.write_bytes(graph)
     return OnnxEngine.open(path, "cpu").run(batch).logit
+
+
+# For tests that are about answers, not about time: a busy machine must not degrade them.
+PATIENT = {"DINSERVE_STORE_TIMEOUT_MS": "5000", "DINSERVE_TIMEOUT_MS": "30000"}
 
 
 class Service:

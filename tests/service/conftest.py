@@ -10,7 +10,15 @@ from redis import Redis
 
 from model.contract.encode import Encoder
 from model.contract.schema import Schema
-from tests.support import TOY, RedisProcess, Service, publish_toy, running_redis, toy_encoder
+from tests.support import (
+    PATIENT,
+    TOY,
+    RedisProcess,
+    Service,
+    publish_toy,
+    running_redis,
+    toy_encoder,
+)
 
 
 @pytest.fixture(scope="session")
@@ -51,5 +59,5 @@ def service(
 ) -> Iterator[Service]:
     """A running service. Its Redis may be empty or not."""
     log = tmp_path_factory.mktemp("service") / "log"
-    with Service(repository, redis_process.url, log=log) as running:
+    with Service(repository, redis_process.url, log=log, environment=PATIENT) as running:
         yield running

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,30 +15,28 @@ from redis import Redis
 from model.contract.encode import Encoder
 from model.contract.schema import Schema
 from service.features import BehaviourStore, Breaker, Stored, history_key, profile_key
-from tests.support import free_port
+from tests.support import RedisProcess, free_port, running_redis
 
-BUDGET = 0.2
+SHORT, PATIENT = 0.2, 10.0
 
 
-def store_of(url: str, breaker: Breaker | None = None) -> BehaviourStore:
+def store_of(url: str, breaker: Breaker | None = None, timeout: float = PATIENT) -> BehaviourStore:
     return BehaviourStore(
         url,
         prefix="din",
-        timeout=BUDGET,
+        timeout=timeout,
         connections=4,
         breaker=breaker or Breaker(1000, 1.0),
     )
 
 
-def read(
-    url: str, encoder: Encoder, *, history: bool = True, user: str = "u"
-) -> tuple[Stored, float]:
+def read(url: str, encoder: Encoder, timeout: float = PATIENT) -> tuple[Stored, float]:
     """One read, and the seconds it took."""
 
     async def scenario() -> tuple[Stored, float]:
-        store = store_of(url)
+        store = store_of(url, timeout=timeout)
         started = time.perf_counter()
-        stored = await store.read(user, encoder.schema, encoder.codec, history=history, budget=9)
+        stored = await store.read("u", encoder.schema, encoder.codec, history=True, budget=99)
         took = time.perf_counter() - started
         await store.__aexit__(None, None, None)
         return stored, took
@@ -154,15 +153,38 @@ def test_a_store_that_refuses_degrades_at_once(encoder: Encoder) -> None:
     """Nothing listens: no history, no exception, no waiting for retries."""
     stored, took = read(f"redis://127.0.0.1:{free_port()}/0", encoder)
     assert (len(stored.history), stored.degraded) == (0, "history_unavailable")
-    assert took < 5 * BUDGET
+    assert took < PATIENT / 2
 
 
 def test_a_store_that_hangs_costs_its_timeout(encoder: Encoder) -> None:
     """A server that accepts and never answers delays a read by the timeout, not by more."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        stored, took = read(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", encoder)
+        stored, took = read(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", encoder, SHORT)
     assert stored.degraded == "history_unavailable"
-    assert took < 5 * BUDGET
+    assert SHORT / 2 < took < PATIENT / 2
+
+
+def test_a_store_that_hangs_later_costs_no_more(
+    encoder: Encoder, schema: Schema, tmp_path: Path
+) -> None:
+    """A connection that answered before and hangs now delays by the timeout, clean-up included."""
+
+    async def scenario(server: RedisProcess) -> None:
+        store = BehaviourStore(
+            server.url, prefix="din", timeout=1.0, connections=4, breaker=Breaker(1000, 1.0)
+        )
+        async with store:
+            for hanging, slowest in ((False, 30.0), (True, 1.8), (True, 1.8)):
+                if hanging:
+                    server.hang()
+                started = time.perf_counter()
+                stored = await store.read("u", schema, encoder.codec, history=True, budget=9)
+                assert time.perf_counter() - started < slowest
+                assert (stored.degraded == "history_unavailable") is hanging
+            server.kill()
+
+    with running_redis(tmp_path) as server:
+        asyncio.run(scenario(server))
 
 
 def test_a_smaller_budget_ends_a_read_earlier(encoder: Encoder, schema: Schema) -> None:
