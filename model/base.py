@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from model.contract.schema import Schema
@@ -54,7 +53,7 @@ class Pooling(nn.Module):
         """Interest (C, D) and weights: 1 (or 1 / count) for each behaviour seen."""
         if batch.grid is None or batch.place is None:
             pairs = Pairs.of(batch)
-            weight = torch.ones(len(pairs.candidate))
+            weight = e.new_ones(len(pairs.candidate))
             if self.mean:
                 weight = weight / (batch.stop - batch.start)[pairs.candidate]
             k = e.flatten(0, 1)

@@ -112,10 +112,10 @@ class Attention(nn.Module):
         if self.recency is not None:
             weight = weight + self.recency.index_select(0, pairs.age)
         if self.softmax:
-            top = torch.full((len(q),), -torch.inf)
+            top = q.new_full((len(q),), -torch.inf)
             top = top.scatter_reduce(0, pairs.candidate, weight.detach(), "amax")
             raised = torch.exp(weight - top.index_select(0, pairs.candidate))
-            total = torch.zeros(len(q)).index_add(0, pairs.candidate, raised)
+            total = q.new_zeros(len(q)).index_add(0, pairs.candidate, raised)
             weight = raised / total.index_select(0, pairs.candidate)
         interest = nn.functional.embedding_bag(
             pairs.behaviour, k, pairs.first, mode="sum", per_sample_weights=weight

@@ -27,7 +27,7 @@ class Dice(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(width))
 
     def forward(self, s: Tensor) -> Tensor:  # (..., width)
-        if self.training:
+        if self.training and len(s) > 1:  # one row has no variance
             normal = self.norm(s)  # (rows, width)
         else:  # the same, for any number of leading axes
             normal = (s - self.norm.running_mean) * torch.rsqrt(

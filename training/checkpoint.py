@@ -24,20 +24,19 @@ _UNFINISHED = ".checkpoint"
 def save(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write the checkpoint of a step, then drop the older ones."""
     unfinished = run / _UNFINISHED
-    shutil.rmtree(unfinished, ignore_errors=True)
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
     unfinished.mkdir()
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(plain, unfinished / "state.safetensors")
-    (unfinished / "state.json").write_text(json.dumps(state))
+    (unfinished / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for name in ("state.safetensors", "state.json", "."):
         sync(unfinished / name)
-    final = run / f"{_PREFIX}{step}"
-    shutil.rmtree(final, ignore_errors=True)
-    unfinished.rename(final)
+    unfinished.rename(run / f"{_PREFIX}{step}")
     sync(run)
     for other in _steps(run):
         if other != step:
-            shutil.rmtree(run / f"{_PREFIX}{other}")
+            _drop(run, other)
 
 
 def load(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -46,13 +45,23 @@ def load(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not steps:
         return None
     folder = run / f"{_PREFIX}{max(steps)}"
-    return load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return load_file(folder / "state.safetensors"), state
 
 
 def remove(run: Path) -> None:
     """Drop all checkpoints of a run, which has ended."""
     for step in _steps(run):
-        shutil.rmtree(run / f"{_PREFIX}{step}")
+        _drop(run, step)
+
+
+def _drop(run: Path, step: int) -> None:
+    """Take a checkpoint's name away first: half of it must not look like one."""
+    unfinished = run / _UNFINISHED
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    (run / f"{_PREFIX}{step}").rename(unfinished)
+    shutil.rmtree(unfinished)
 
 
 def _steps(run: Path) -> list[int]:

@@ -20,7 +20,7 @@ import polars as pl
 from model.contract.batch import Batch
 from model.contract.catalogue import Catalogue
 from model.contract.encode import Encoder, id_text, table_of
-from model.contract.ids import Rows, Table, Vocabulary, keys
+from model.contract.ids import PAD, Rows, Table, Vocabulary, keys
 from model.contract.schema import GROUPS, Field, Group, Schema
 from training.logs import Logs
 
@@ -121,8 +121,13 @@ class Dataset:
         return replace(self, **{name: getattr(self, name)[at] for name in names})
 
     def blocks(self, block: int) -> Ints:
-        """First impression of each block [blocks + 1]: runs of one user, at most ``block`` long."""
-        change = np.flatnonzero(np.diff(self.user, prepend=-1))
+        """First impression of each block [blocks + 1], at most ``block`` long.
+
+        A block is of one user and its slab has no behaviour that none of its impressions sees.
+        """
+        fresh = np.diff(self.user, prepend=-1) != 0
+        fresh[1:] |= self.start[1:] > self.stop[:-1]
+        change = np.flatnonzero(fresh)
         within = np.arange(len(self)) - np.repeat(change, np.diff(change, append=len(self)))
         return np.append(np.flatnonzero(within % block == 0), len(self))
 
@@ -132,38 +137,45 @@ class Dataset:
         """The batches of one epoch, each as its blocks' begin and end, about ``size`` impressions.
 
         With a seed the blocks come in random order, so that a batch mixes size / block users.
+        However they are ordered there are len(self) / size batches, rounded up.
         """
-        edges = self.blocks(block)
+        edges = self.blocks(min(block, size))
         order = np.arange(len(edges) - 1)
         if seed is not None:
             np.random.default_rng(seed).shuffle(order)
         lengths = np.diff(edges)[order]
-        group = (np.cumsum(lengths) - lengths) // size
+        group = (np.cumsum(lengths) - 1) // size
         parts = np.split(order, np.flatnonzero(np.diff(group)) + 1)
         return [(edges[part], edges[part + 1]) for part in parts]
 
     def occurrences(self) -> dict[str, npt.NDArray[np.float32]]:
-        """n_j of the paper's regularisation: impressions in which each row of a table occurs."""
-        counts = {name: np.zeros(table.size) for name, table in self.encoder.tables.items()}
-        change = np.zeros(len(self.behaviours) + 1)
-        np.add.at(change, self.start, 1)
-        np.add.at(change, self.stop, -1)
-        seen = np.cumsum(change)[:-1]  # impressions that see each behaviour
-        views = np.bincount(self.user, minlength=len(self.users))
-        weighted: list[tuple[Group, Rows32, Array]] = [
+        """n_j of the paper's regularisation: impressions in which each row of a table occurs.
+
+        A row that an impression holds more than once counts once, as equation 4 needs:
+        the sum over the samples of I(x_j != 0) / n_j is 1.
+        """
+        every, behaviour = np.arange(len(self)), np.arange(len(self.behaviours))
+        user, alone = np.arange(len(self.users)), [every, every + 1]
+        # Neither start nor stop ever falls, so those that see a behaviour follow one another.
+        seen = [np.searchsorted(edge, behaviour, "right") for edge in (self.stop, self.start)]
+        of_user = [np.searchsorted(self.user, user, side) for side in ("left", "right")]
+        holders: list[tuple[Group, Rows32, list[Ints]]] = [
             ("item", self.behaviours, seen),
-            ("item", self.item, np.ones(len(self))),
-            ("user", self.users, views),
-            ("ad", self.ad, np.ones(len(self))),
-            ("context", self.context, np.ones(len(self))),
+            ("item", self.item, alone),
+            ("user", self.users, of_user),
+            ("ad", self.ad, alone),
+            ("context", self.context, alone),
         ]
-        for group, rows, weight in weighted:
+        held: dict[str, list[Array]] = {name: [] for name in self.encoder.tables}
+        for group, rows, (first, last) in holders:
             for field in self.schema.group(group):
                 for column in rows[:, self.schema.columns(group)[field.name]].T:
-                    counts[field.table] += np.bincount(
-                        column, weights=weight, minlength=len(counts[field.table])
-                    )
-        return {name: count.astype(np.float32) for name, count in counts.items()}
+                    real = column != PAD
+                    held[field.table].append(np.stack([column[real], first[real], last[real]]))
+        return {
+            name: _samples(parts, len(self), self.encoder.tables[name].size)
+            for name, parts in held.items()
+        }
 
     def batch(self, begin: Ints, end: Ints) -> tuple[Batch, Ints]:
         """The batch of the blocks begin[i]:end[i], and which impressions it holds [C]."""
@@ -188,6 +200,17 @@ class Dataset:
             stop=self.stop[at] - first[owner],
         )
         return batch, at
+
+
+def _samples(parts: Sequence[Array], samples: int, size: int) -> npt.NDArray[np.float32]:
+    """How many samples hold each row [size]; parts [3, n] of row, first, last: first:last do."""
+    row, first, last = np.concatenate([np.zeros((3, 0), np.int64), *parts], 1)
+    line = row * (samples + 1)  # each row has a stretch of the line to itself
+    order = np.argsort(line + first)
+    row, first, last = row[order], (line + first)[order], (line + last)[order]
+    reached = np.maximum.accumulate(np.append(0, last))[:-1]
+    fresh = np.maximum(last - np.maximum(first, reached), 0)
+    return np.bincount(row, weights=fresh, minlength=size).astype(np.float32)
 
 
 def build(logs: Logs, encoder: Encoder) -> dict[str, Dataset]:
