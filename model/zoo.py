@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from model.base import BaseConfig, base
 from model.contract.schema import Schema
@@ -19,22 +19,34 @@ def configure(name: str, options: Mapping[str, Any]) -> Config:
     """The configuration of a model. Raises ValueError for an unknown model or option."""
     if name not in CONFIGS:
         raise ValueError(f"model: expected one of {', '.join(CONFIGS)}, not {name!r}")
-    known = asdict(CONFIGS[name]())
+    known, kinds = asdict(CONFIGS[name]()), get_type_hints(CONFIGS[name])
     for key, value in options.items():
         if key not in known:
             raise ValueError(f"{key}: expected an option of {name}: {', '.join(known)}")
-        if not _alike(value, known[key]):
+        choices = get_args(kinds[key]) if get_origin(kinds[key]) is Literal else ()
+        if choices and value not in choices:
+            raise ValueError(f"{key}: expected one of {', '.join(choices)}")
+        if not choices and not _alike(value, known[key]):
             raise ValueError(f"{key}: expected a value like {known[key]!r}")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return CONFIGS[name](**values)
 
 
 def _alike(value: Any, default: Any) -> bool:
+    """Whether a value fits an option: widths are positive, shares (dropout) are below 1."""
+    if isinstance(default, bool):
+        return type(value) is bool
     if isinstance(default, tuple):
-        return isinstance(value, (list, tuple)) and all(type(each) is int for each in value)
-    if isinstance(default, float):
-        return type(value) in (int, float)
-    return type(value) is type(default)
+        return isinstance(value, (list, tuple)) and bool(value) and all(map(_width, value))
+    return _width(value) if isinstance(default, int) else _share(value)
+
+
+def _width(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
 
 
 def make(config: Config, schema: Schema, sizes: Mapping[str, int]) -> Network:

@@ -71,7 +71,9 @@ def prepare(
     else:
         if schema is None:
             raise typer.BadParameter("--schema is needed for parquet")
-        pairs = dict(each.split("=", 1) for each in column or [] if "=" in each)
+        if any("=" not in each for each in column or []):
+            raise typer.BadParameter("--column: expected canonical=yours")
+        pairs = dict(each.split("=", 1) for each in column or [])
         logs = tables.read_tables(path, schema, columns=pairs, max_bad_share=max_bad_share)
     report.malformed(console, logs.malformed)
     logs.write(out)
@@ -145,6 +147,7 @@ def export(
 
 def main() -> None:
     """Run a command; what can go wrong is one line on stderr and exit code 1."""
+    from model.contract.encode import FieldError
     from model.contract.repository import RepositoryError
     from training.export import ParityError
     from training.recipe import SettingError
@@ -153,6 +156,7 @@ def main() -> None:
 
     expected = (
         BundleError,
+        FieldError,
         LogsError,
         OSError,
         ParityError,

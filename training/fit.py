@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +16,10 @@ from training import calibrate, checkpoint, metrics
 from training.calibrate import Calibration, sigmoid
 from training.dataset import Dataset, build, learn_encoder
 from training.golden import golden_requests
-from training.logs import Logs
+from training.logs import Logs, LogsError
 from training.recipe import settings
 from training.report import Update
-from training.run import Run
+from training.run import Run, RunError
 from training.trainer import Trainer, predict
 
 
@@ -42,6 +43,8 @@ def fit(
     config, how = settings(logs.schema.name, model, given)
     encoder = learn_encoder(logs)
     sets = build(logs, encoder)
+    for split, part in sets.items():
+        _need(data, split, part)
     run = Run(out)
     about = {
         "model": model,
@@ -50,6 +53,7 @@ def fit(
         "seed": seed,
         "threads": threads,
         "data": str(data.resolve()),
+        "logs": _digest(data),
     }
     run.start(logs.schema_text, encoder, golden_requests(logs), about)
     torch.manual_seed(seed)
@@ -83,12 +87,15 @@ def evaluate(
     when there are several).
     """
     run = Run(folder)
-    about = run.about()
-    torch.set_num_threads(about["threads"])
-    logs = Logs.read(data or Path(about["data"]))
-    encoder = run.encoder()
-    test = build(logs, encoder)["test"]
+    about, encoder = run.about(), run.encoder()
     network, calibration = run.network(encoder), run.calibration()
+    torch.set_num_threads(about["threads"])
+    data = data or Path(about["data"])
+    logs = Logs.read(data)
+    if logs.schema.fingerprint != encoder.schema.fingerprint:
+        raise RunError(f"{folder}: trained on another schema than that of {data}")
+    test = build(logs, encoder)["test"]
+    _need(data, "test", test)
     logit = predict(network, test, lambda n: update("evaluate", n, len(test), {}))
     probability = sigmoid(calibration.apply(logit))
     events = logs.events.sort("user_id", "ts", maintain_order=True)[test.event]
@@ -111,6 +118,20 @@ def _measure(
         values = metrics.all_metrics(data.user, data.label[:, at], probability[:, at])
         found |= {f"{task}.{name}" if at else name: value for name, value in values.items()}
     return found
+
+
+def _need(data: Path, split: str, part: Dataset) -> None:
+    if not len(part):
+        raise LogsError(str(data / "events.parquet"), "split", f"impressions with split {split}")
+
+
+def _digest(data: Path) -> str:
+    """sha256 of the prepared logs: a run that goes on must go on with the same ones."""
+    digest = hashlib.sha256()
+    for name in ("events.parquet", "items.parquet", "users.parquet", "schema.toml"):
+        with (data / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

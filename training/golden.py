@@ -21,15 +21,14 @@ def golden_requests(logs: Logs, seed: int = 0) -> list[dict[str, Any]]:
     """Raw requests in the form of `model.contract.bundle.Golden`."""
     schema, generator = logs.schema, np.random.default_rng(seed)
     behaviours = logs.events.filter(pl.col("behaviour"))
-    counts = behaviours.group_by("user_id").len().sort("len", "user_id", descending=True)
+    counts = logs.events.group_by("user_id").agg(pl.col("behaviour").sum())
+    counts = counts.sort("behaviour", "user_id", descending=True)
     picked = [counts["user_id"][int(at)] for at in np.linspace(0, len(counts) - 1, USERS)]
     item_ids = logs.items["item_id"].sort()
     names = ["item_id", "ts", *(field.name for field in schema.behaviour)]
     requests: list[dict[str, Any]] = []
     for number, user in enumerate(picked):
-        history = (
-            behaviours.filter(pl.col("user_id") == user).sort("ts").tail(schema.history_length)
-        )
+        history = behaviours.filter(pl.col("user_id") == user).tail(schema.history_length)
         shown = logs.events.filter(pl.col("user_id") == user, pl.col("split").is_not_null())
         profile = logs.users.filter(pl.col("user_id") == user)
         at = generator.integers(0, len(item_ids), CANDIDATES)

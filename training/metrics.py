@@ -72,8 +72,13 @@ def log_loss(label: Array, probability: Array) -> float:
 
 
 def normalised_entropy(label: Array, probability: Array) -> float:
-    """Log loss over that of always predicting the mean label (He et al., ADKDD 2014)."""
+    """Log loss over that of always predicting the mean label (He et al., ADKDD 2014).
+
+    NaN when there is one class only.
+    """
     y = np.asarray(label, np.float64)
+    if y.min() == y.max():
+        return float("nan")
     return log_loss(y, probability) / log_loss(y, np.full(len(y), y.mean()))
 
 
@@ -87,13 +92,15 @@ def ece(label: Array, probability: Array, bins: int = 20) -> float:
 
 
 def all_metrics(user: Array, label: Array, probability: Array) -> dict[str, float]:
-    """Every metric of one task by its name."""
-    return {
+    """Every metric of one task by its name; what these labels do not define is left out."""
+    mean = float(np.mean(label))
+    found = {
         "auc": auc(label, probability),
         "gauc": gauc(user, label, probability),
         "log_loss": log_loss(label, probability),
         "normalised_entropy": normalised_entropy(label, probability),
         "ece": ece(label, probability),
-        "calibration": float(np.mean(probability) / np.mean(label)),
+        "calibration": float(np.mean(probability)) / mean if mean else float("nan"),
         "impressions": float(len(label)),
     }
+    return {name: value for name, value in found.items() if not np.isnan(value)}

@@ -6,6 +6,7 @@ A recipe has one table per model; its keys are those of the model's configuratio
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -37,10 +38,16 @@ def settings(schema: str, model: str, given: Sequence[str]) -> tuple[Config, Fit
         raise SettingError(f"--set {error}; or of the training: {known}") from None
     fit = {key: value for key, value in values.items() if key in default}
     for key, value in fit.items():
-        allowed = (int, float) if isinstance(default[key], float) else (int,)
-        if type(value) not in allowed or value < 0:
+        if key == "negatives_kept" and not (_number(value) and 0 < value <= 1):
+            raise SettingError(f"--set {key}: expected a share above 0 and at most 1")
+        count = type(value) is int and value > 0
+        if not (_number(value) if isinstance(default[key], float) else count):
             raise SettingError(f"--set {key}: expected a number like {default[key]!r}")
     return config, FitConfig(**fit)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def _pair(text: str) -> tuple[str, Any]:

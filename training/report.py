@@ -60,10 +60,11 @@ def progress(console: Console) -> Iterator[Update]:
 
 def metrics_table(console: Console, title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
     """One row per split, one column per metric."""
-    names = list(next(iter(rows.values())))
+    names = list(dict.fromkeys(name for values in rows.values() for name in values))
     table = Table("split", *names, title=title, title_justify="left")
     for split, values in rows.items():
-        shown = [f"{values[n]:,.0f}" if n == "impressions" else f"{values[n]:.4f}" for n in names]
+        form = {n: ",.0f" if n == "impressions" else ".4f" for n in names}
+        shown = [format(values[n], form[n]) if n in values else "-" for n in names]
         table.add_row(split, *shown)
     console.print(table)
 

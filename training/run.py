@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,17 +46,21 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "run.json").exists():
             old = self.about()
-            if any(old.get(key) != value for key, value in about.items()):
-                raise RunError(f"{self.folder}: holds another run; choose another --out")
+            other = [key for key, value in about.items() if old.get(key) != value]
+            if other:
+                raise RunError(
+                    f"{self.folder}: holds a run of other {', '.join(other)}; choose another --out"
+                )
             return
+        if (self.folder / "encoder").exists():  # of a start that was killed
+            shutil.rmtree(self.folder / "encoder")
         (self.folder / "schema.toml").write_text(schema_text, encoding="utf-8")
         tables = self.folder / "encoder" / "tables"
-        tables.mkdir(parents=True, exist_ok=True)
+        tables.mkdir(parents=True)
         for name, table in encoder.tables.items():
             if isinstance(table, Vocabulary):
                 table.save(tables / f"{name}.npy")
-        if not (self.folder / "encoder" / "catalogue").exists():
-            encoder.catalogue.save(self.folder / "encoder" / "catalogue")
+        encoder.catalogue.save(self.folder / "encoder" / "catalogue")
         self._write("golden.json", golden)
         self._write("run.json", about)
 
@@ -64,7 +69,8 @@ class Run:
     ) -> None:
         """Keep the best weights, their calibration and what was measured."""
         weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-        save_file(weights, self.folder / "weights.safetensors")
+        save_file(weights, self.folder / ".weights.safetensors")
+        os.replace(self.folder / ".weights.safetensors", self.folder / "weights.safetensors")
         self.add({"calibration": vars(calibration), **results})
 
     def add(self, entries: Mapping[str, Any]) -> None:
@@ -74,7 +80,9 @@ class Run:
     def about(self) -> dict[str, Any]:
         """run.json. Raises `RunError`."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+            found: dict[str, Any] = json.loads(
+                (self.folder / "run.json").read_text(encoding="utf-8")
+            )
         except (OSError, ValueError) as error:
             raise RunError(f"{self.folder}: no readable run.json ({error})") from None
         return found
@@ -83,7 +91,8 @@ class Run:
         return (self.folder / "schema.toml").read_text(encoding="utf-8")
 
     def golden(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads((self.folder / "golden.json").read_text())
+        text = (self.folder / "golden.json").read_text(encoding="utf-8")
+        found: list[dict[str, Any]] = json.loads(text)
         return found
 
     def encoder(self) -> Encoder:
@@ -97,13 +106,12 @@ class Run:
 
     def network(self, encoder: Encoder) -> Network:
         """The trained network. Raises `RunError` when training has not ended."""
-        path = self.folder / "weights.safetensors"
-        if not path.exists():
-            raise RunError(f"{self.folder}: not trained to the end; run fit again to go on")
         about = self.about()
+        if "calibration" not in about:
+            raise RunError(f"{self.folder}: not trained to the end; run fit again to go on")
         sizes = {name: table.size for name, table in encoder.tables.items()}
         network = make(configure(about["model"], about["options"]), encoder.schema, sizes)
-        network.load_state_dict(load_file(path))
+        network.load_state_dict(load_file(self.folder / "weights.safetensors"))
         return network.eval()
 
     def calibration(self) -> Calibration:
@@ -113,5 +121,6 @@ class Run:
     def _write(self, name: str, content: Any) -> None:
         """Replace a JSON file as a whole."""
         unfinished = self.folder / f".{name}"
-        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, self.folder / name)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from model.contract.encode import MAX_ID_CHARACTERS
 from model.contract.schema import Field, Schema
 from training.logs import (
     SPLITS,
@@ -146,7 +147,8 @@ def _category(rows: Rows, name: str) -> Rows:
     if not _is_text(kind):
         expected = f"text or integers (ids never go through floats), found {kind}"
         raise LogsError(rows.file, name, expected)
-    return rows.with_columns(pl.col(name).cast(pl.String))
+    long = pl.col(name).str.len_chars() > MAX_ID_CHARACTERS
+    return rows.with_columns(pl.col(name).cast(pl.String)).mark((long, f"{name} is too long"))
 
 
 def _tags(rows: Rows, name: str) -> Rows:
@@ -159,7 +161,9 @@ def _tags(rows: Rows, name: str) -> Rows:
     else:
         raise LogsError(rows.file, name, f"lists of text or integers, or text, found {kind}")
     kept = pl.element().filter(pl.element() != "")
-    return rows.with_columns(tags.list.eval(kept).fill_null([]))
+    rows = rows.with_columns(tags.list.eval(kept).fill_null([]))
+    long = pl.col(name).list.eval(pl.element().str.len_chars() > MAX_ID_CHARACTERS).list.any()
+    return rows.mark((long, f"{name} is too long"))
 
 
 def _real(rows: Rows, name: str) -> pl.Expr:

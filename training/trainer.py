@@ -150,11 +150,14 @@ class Trainer:
     def _evaluate(self, report: Report) -> None:
         at, data = self.progress, self.data["validation"]
         logit = predict(self.network, data, lambda n: report("validate", n, len(data), {}))
+        if not np.isfinite(logit).all():
+            raise TrainingError(f"step {at.step}: a logit is not finite; last checkpoint kept")
         per_task = [
             metrics.all_metrics(data.user, data.label[:, task], sigmoid(logit[:, task]))
             for task in range(logit.shape[1])
         ]
-        gauc = float(np.mean([each["gauc"] for each in per_task]))
+        # Where no user has both labels the AUC over all of them has to do.
+        gauc = float(np.mean([each.get("gauc", each.get("auc", 0.0)) for each in per_task]))
         assert at.evaluations is not None
         at.evaluations.append({"step": at.step, **per_task[0], "gauc": gauc})
         if gauc > at.best_gauc or not self.best:
