@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -243,14 +243,19 @@ GOLDEN: list[dict[str, Any]] = [
 ]
 
 
-def publish_toy(root: Path, bias: float = 0.0, schema_text: str = TOY) -> int:
-    """Publish a version of the toy model; its number."""
+def publish_toy(
+    root: Path,
+    bias: float = 0.0,
+    schema_text: str = TOY,
+    alter: Callable[[Batch], Batch] = lambda batch: batch,
+) -> int:
+    """Publish a version of the toy model, its golden arrays altered; its number."""
     schema = Schema.parse(schema_text)
     encoder = toy_encoder(schema)
     graph = toy_graph(schema, encoder, bias)
 
     def fill(folder: Path) -> None:
-        batch = encode_golden(encoder, GOLDEN)
+        batch = alter(encode_golden(encoder, GOLDEN))
         golden = Golden(GOLDEN, batch, run_graph(folder, graph, batch))
         bundle.write(
             folder,

@@ -86,6 +86,28 @@ def test_just_the_most_recent_behaviours_are_kept(
     assert records["ts"].tolist() == list(range(count - kept, count))
 
 
+def test_behaviours_of_one_time_keep_the_order_of_the_logs(
+    tmp_path: Path, schema: Schema, encoder: Encoder
+) -> None:
+    """Ties are not shuffled, however many there are."""
+    count = 5000
+    items = [f"i{n}" for n in range(count)]
+    events = {
+        "user_id": [f"u{n % 3}" for n in range(count)],
+        "item_id": items,
+        "ts": [n // 1000 for n in range(count)],
+        "behaviour": [True] * count,
+        "rating": ["5"] * count,
+    }
+    histories = load.read(write_logs(tmp_path, events), schema)
+    begin = 0
+    for user, end in zip(histories.users, histories.ends.tolist(), strict=True):
+        own = [{"item_id": i, "ts": 0} for i in items[int(user[1:]) :: 3]]
+        expected = encoder.records(own)["item_id"]
+        assert (histories.records["item_id"][begin:end] == expected).all()
+        begin = end
+
+
 def test_integer_ids_are_the_ids_of_their_text(
     redis_url: str, tmp_path: Path, schema: Schema, encoder: Encoder
 ) -> None:

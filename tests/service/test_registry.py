@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,14 @@ def test_an_engine_that_does_not_give_the_golden_scores_is_not_served(
     """A version is checked on the engine that will serve it, within the tolerance."""
     registry = registry_of(repository, opening=lambda graph: Shifted(graph, by))
     assert serve(registry) == served
+
+
+def test_a_version_that_is_encoded_differently_here_is_not_served(tmp_path: Path) -> None:
+    """Golden requests must give the golden arrays, even where the scores of those are right."""
+    publish_toy(tmp_path, alter=lambda batch: replace(batch, context=batch.context + 1))
+    registry = registry_of(tmp_path)
+    assert serve(registry) is None
+    assert "context is encoded differently" in registry.trouble
 
 
 def test_an_engine_that_does_not_open_is_not_the_end(repository: Path) -> None:
