@@ -21,7 +21,7 @@ def mini_batch_aware(weight: Tensor, counts: Tensor, strength: float) -> None:
         return
     gradient = weight.grad.coalesce()
     rows = gradient.indices()[0]
-    decay = strength / counts[rows].clamp(min=1)
+    decay = strength / counts[rows].clamp(min=1).to(weight.dtype)
     values = gradient.values() + decay[:, None] * weight.detach()[rows]
     weight.grad = torch.sparse_coo_tensor(
         gradient.indices(), values, gradient.shape, is_coalesced=True, check_invariants=False

@@ -1,0 +1,131 @@
+"""Small networks of every variant and random batches for them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.contract.batch import Batch
+from model.contract.schema import GROUPS, Schema
+from model.network import Network
+from model.tensors import Tensors
+from model.zoo import configure, make
+
+SCHEMA = Schema.parse(
+    """
+name = "all"
+history_length = 6
+[[task]]
+name = "click"
+[[task]]
+name = "buy"
+[[user]]
+name = "gender"
+[[user]]
+name = "likes"
+kind = "tags"
+table = "genre"
+max_values = 2
+[[item]]
+name = "item_id"
+[[item]]
+name = "genre"
+kind = "tags"
+max_values = 3
+[[behaviour]]
+name = "rating"
+[[behaviour]]
+name = "action"
+[[ad]]
+name = "campaign"
+[[context]]
+name = "hour"
+"""
+)
+SIZES = dict.fromkeys(SCHEMA.tables, 9)
+SMALL: dict[str, Any] = {"dim": 3, "head": [5]}
+DIN = {
+    f"din {weights} {kind} {'recency' if recency else ''} {'product' if product else ''}": {
+        "attention": [4, 3],
+        "weights": weights,
+        "attention_activation": kind,
+        "head_activation": kind,
+        "recency": recency,
+        "product": product,
+    }
+    for weights, (kind, recency, product) in itertools.product(
+        ("raw", "softmax"),
+        (
+            ("sigmoid", False, False),
+            ("dice", True, True),
+            ("prelu", True, False),
+            ("relu", False, True),
+        ),
+    )
+}
+BASE = {
+    f"base {pooling} {'product' if product else ''}": {"pooling": pooling, "product": product}
+    for pooling, product in itertools.product(("sum", "mean"), (False, True))
+}
+VARIANTS = [*DIN, *BASE]
+
+
+def network(variant: str, seed: int = 0) -> Network:
+    """A network in float64 and eval mode whose every parameter matters."""
+    options = DIN.get(variant) or BASE[variant]
+    config = configure(variant.split(maxsplit=1)[0], {**SMALL, **options})
+    made = make(config, SCHEMA, SIZES).double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in made.state_dict().items():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 2, generator=generator)
+            elif value.is_floating_point():
+                value.normal_(0, 0.5, generator=generator)
+            if name.startswith(("embeddings.", "history.gates.")):
+                value[0] = 0
+    return made
+
+
+def batch(
+    seed: int = 0, users: int = 3, length: int = 6, candidates: int = 8, missing: float = 0.2
+) -> Batch:
+    """Users with 0 to ``length`` behaviours; candidates of anyone, in no order, see parts of them.
+
+    A share ``missing`` of all field values is PAD, the item ids left out.
+    """
+    generator = np.random.default_rng(seed)
+
+    def rows(*shape: int) -> np.ndarray:
+        found = generator.integers(1, 9, shape)
+        absent = generator.random(shape) < missing
+        return np.where(absent, 0, found)
+
+    width = {group: SCHEMA.width(group) for group in GROUPS}
+    lengths = generator.integers(0, length + 1, users)
+    lengths[0] = length
+    history = rows(users, length, width["item"] + width["behaviour"])
+    history[..., 0] = generator.integers(1, 9, (users, length))
+    history[np.arange(length) >= lengths[:, None]] = 0
+    item = rows(candidates, width["item"])
+    item[:, 0] = generator.integers(1, 9, candidates)
+    owner = generator.integers(0, users, candidates)
+    ends = np.sort(generator.integers(0, lengths[owner] + 1, (2, candidates)), 0)
+    return Batch(
+        history=history,
+        user=rows(users, width["user"]),
+        item=item,
+        ad=rows(candidates, width["ad"]),
+        context=rows(candidates, width["context"]),
+        owner=owner,
+        start=ends[0],
+        stop=ends[1],
+    )
+
+
+def logits(made: Network, of: Batch, dense: bool = False) -> torch.Tensor:
+    with torch.inference_mode():
+        return made(Tensors.of(of, dense))[0]

@@ -1,0 +1,156 @@
+"""The layers: what each computes, against its formula by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model.contract.batch import Batch
+from model.din import LocalActivationUnit
+from model.layers import Dice, Embeddings, PReLU, activation
+from model.tensors import Tensors
+from tests.model import nets
+
+EPS = 1e-8
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def dice_by_hand(
+    s: np.ndarray, mean: np.ndarray, variance: np.ndarray, alpha: np.ndarray
+) -> np.ndarray:
+    p = 1 / (1 + np.exp(-(s - mean) / np.sqrt(variance + EPS)))
+    return p * s + (1 - p) * alpha * s
+
+
+def test_dice_in_training_is_the_formula_with_the_statistics_of_the_batch() -> None:
+    """Mean and (biased) variance are those of the rows given, per neuron."""
+    dice, s = Dice(3, EPS).double(), random(50, 3) * 3 + torch.tensor([0.0, 5.0, -7.0])
+    dice.alpha.data = random(3, seed=1)
+    x, alpha = s.numpy(), dice.alpha.detach().numpy()
+    expected = dice_by_hand(x, x.mean(0), x.var(0), alpha)
+    np.testing.assert_allclose(dice.train()(s).detach().numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_dice_in_inference_is_the_formula_with_the_running_statistics() -> None:
+    """The rows given do not matter to each other, whatever their number and leading axes."""
+    dice, s = Dice(3, EPS).double().eval(), random(2, 4, 3)
+    dice.alpha.data = random(3, seed=1)
+    mean, variance = random(3, seed=2), random(3, seed=3).abs()
+    dice.norm.running_mean.copy_(mean)
+    dice.norm.running_var.copy_(variance)
+    alpha = dice.alpha.detach().numpy()
+    expected = dice_by_hand(s.numpy(), mean.numpy(), variance.numpy(), alpha)
+    np.testing.assert_allclose(dice(s).detach().numpy(), expected, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(dice(s[:1, :1]).detach(), dice(s).detach()[:1, :1])
+
+
+def test_dice_keeps_running_statistics() -> None:
+    """Each batch moves the running mean and (unbiased) variance by the momentum."""
+    dice, s = Dice(2).double().train(), random(40, 2) + 3
+    dice(s)
+    momentum = dice.norm.momentum
+    torch.testing.assert_close(dice.norm.running_mean, momentum * s.mean(0))
+    torch.testing.assert_close(dice.norm.running_var, 1 - momentum + momentum * s.var(0))
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_dice_trains_on_batches_too_small_for_statistics(rows: int) -> None:
+    """With no row or one the running statistics are used, and stay as they are."""
+    dice, s = Dice(2).train(), random(rows, 2).float()
+    torch.testing.assert_close(dice(s), dice.eval()(s))
+    assert dice.norm.running_mean.tolist() == [0, 0]
+    assert dice.norm.running_var.tolist() == [1, 1]
+
+
+def uneven() -> Batch:
+    """Users with 6, 1 and 0 behaviours, all of whose candidates see everything."""
+    some = nets.batch(candidates=9)
+    history = some.history.copy()
+    history[1, 1:] = 0
+    history[2] = 0
+    stop = np.array([6, 1, 0])[some.owner]
+    assert set(some.owner) == {0, 1, 2}
+    return replace(some, history=history, start=np.zeros(9, np.int64), stop=stop)
+
+
+def padded(batch: Batch, columns: int) -> Batch:
+    """The same batch with more padding."""
+    return replace(batch, history=np.pad(batch.history, ((0, 0), (0, columns), (0, 0))))
+
+
+@pytest.mark.parametrize("columns", [0, 30])
+def test_the_running_mean_of_dice_covers_real_pairs_only(columns: int) -> None:
+    """Users of very different lengths: the statistics are those of their real pairs, one by one."""
+    batch = uneven()
+    network = nets.network("din raw dice recency product")
+    unit = network.interest.unit
+    inputs = []
+    for c in range(batch.candidates):  # the naive first layer, pair by pair
+        tensors = Tensors.of(batch)
+        q = network.embeddings("item", tensors.item[c])
+        for j in range(batch.start[c], batch.stop[c]):
+            k = network.history(network.embeddings, tensors.history[batch.owner[c], j][None])[0]
+            inputs.append(unit.first(torch.cat([q, k, q - k, q * k])))
+    s = torch.stack(inputs).detach()
+    norm = unit.first_activation.norm
+    before_mean, before_var = norm.running_mean.clone(), norm.running_var.clone()
+    network.train()(Tensors.of(padded(batch, columns)))
+    keep, momentum = 1 - norm.momentum, norm.momentum
+    expected = keep * before_mean + momentum * s.mean(0)
+    torch.testing.assert_close(norm.running_mean, expected, rtol=0, atol=1e-12)
+    expected = keep * before_var + momentum * s.var(0)
+    torch.testing.assert_close(norm.running_var, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "dice", "prelu", "relu"])
+def test_the_split_of_the_activation_unit_is_the_mlp_on_the_concatenation(kind: str) -> None:
+    """q, k and product parts add up to the first layer on [q, k, q-k, q*k]."""
+    unit = LocalActivationUnit(4, (5, 3), kind).double().eval()
+    q, k = random(7, 4), random(7, 4, seed=1)
+    s = unit.first(torch.cat([q, k, q - k, q * k], -1))
+    naive = unit.rest(unit.first_activation(s)).squeeze(-1)
+    split = unit(q * k, unit.query_part(q), unit.behaviour_part(k))
+    torch.testing.assert_close(split, naive, rtol=0, atol=1e-12)
+
+
+def test_prelu_is_its_formula() -> None:
+    """Negative values are scaled by alpha, positive ones kept."""
+    prelu, s = PReLU(3).double(), random(4, 5, 3)
+    prelu.alpha.data = torch.tensor([0.25, -1.0, 2.0])
+    expected = torch.where(s > 0, s, prelu.alpha * s)
+    torch.testing.assert_close(prelu(s), expected, rtol=0, atol=1e-15)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    """The error lists what there is."""
+    with pytest.raises(ValueError, match="sigmoid, relu, prelu or dice, not 'swish'"):
+        activation("swish", 3)
+
+
+def test_tags_are_the_mean_of_those_present() -> None:
+    """Missing tags neither count nor add; an item without tags gets zeros."""
+    embeddings = Embeddings(nets.SCHEMA, nets.SIZES, 3).double()
+    rows = torch.tensor([[4, 2, 5, 0], [4, 0, 0, 0], [4, 7, 0, 0]])
+    found = embeddings("item", rows)
+    genre = embeddings.tables["genre"].weight
+    torch.testing.assert_close(found[:, :3], embeddings.tables["item_id"].weight[[4, 4, 4]])
+    expected = torch.stack([(genre[2] + genre[5]) / 2, torch.zeros(3).double(), genre[7]])
+    torch.testing.assert_close(found[:, 3:], expected)
+
+
+def test_a_behaviour_is_its_item_scaled_and_shifted_by_its_fields() -> None:
+    """Both fields' scales and shifts add up; a missing field changes nothing."""
+    network = nets.network("base sum ")
+    rating, action = (network.history.gates[name].weight for name in ("rating", "action"))
+    rows = torch.tensor([[4, 2, 5, 0, 3, 6], [4, 2, 5, 0, 0, 0]])
+    item = network.embeddings("item", rows[:, :4])
+    found = network.history(network.embeddings, rows)
+    both = rating[3] + action[6]
+    torch.testing.assert_close(found[0], item[0] * (1 + both[:6]) + both[6:])
+    torch.testing.assert_close(found[1], item[1])

@@ -1,0 +1,200 @@
+"""The networks: what a score depends on, and what it must not depend on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.contract.batch import Batch, merge
+from model.contract.ids import OOV
+from model.network import Network
+from model.regularisation import mini_batch_aware
+from model.tensors import Pairs, Tensors
+from tests.model import nets
+
+CANDIDATE = ("item", "ad", "context", "owner", "start", "stop")
+every_variant = pytest.mark.parametrize("variant", nets.VARIANTS)
+both_forms = pytest.mark.parametrize("dense", [False, True])
+
+
+def same(one: Tensor, two: Tensor) -> None:
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+def pick(batch: Batch, at: np.ndarray | list[int]) -> Batch:
+    """Some of the candidates, in the order given."""
+    return replace(batch, **{name: getattr(batch, name)[at] for name in CANDIDATE})
+
+
+def seen_by(batch: Batch, user: int) -> Batch:
+    """One user with its candidates."""
+    alone = pick(batch, np.flatnonzero(batch.owner == user))
+    return replace(
+        alone,
+        history=batch.history[[user]],
+        user=batch.user[[user]],
+        owner=np.zeros(alone.candidates, np.int64),
+    )
+
+
+def interest_of(network: Network, batch: Batch, dense: bool = False) -> Tensor:
+    """What the pooling gives, (C, D)."""
+    found: list[Tensor] = []
+    hook = network.interest.register_forward_hook(lambda *call: found.append(call[2][0]))
+    nets.logits(network, batch, dense)
+    hook.remove()
+    return found[0]
+
+
+@every_variant
+def test_pairs_and_grid_give_the_same(variant: str) -> None:
+    """The form that trains and the form that is exported agree in logits and weights."""
+    network, batch = nets.network(variant), nets.batch()
+    with torch.inference_mode():
+        flat, weight = network(Tensors.of(batch))
+        dense, grid = network(Tensors.of(batch, dense=True))
+        pairs = Pairs.of(Tensors.of(batch))
+    same(dense, flat)
+    assert flat.std() > 0.1
+    column = pairs.behaviour - torch.from_numpy(batch.owner)[pairs.candidate] * grid.shape[1]
+    same(grid[pairs.candidate, column], weight)
+    assert grid.count_nonzero() == weight.count_nonzero()
+
+
+@both_forms
+@every_variant
+def test_a_score_does_not_depend_on_padding(variant: str, dense: bool) -> None:
+    """Longer padding, whatever it holds, changes nothing."""
+    network, batch = nets.network(variant), nets.batch()
+    more = np.pad(batch.history, ((0, 0), (0, 5), (0, 0)))
+    lengths = np.zeros(3, np.int64)
+    np.maximum.at(lengths, batch.owner, batch.stop)
+    garbage = more.copy()
+    garbage[np.arange(11) >= lengths[:, None]] = 7
+    expected = nets.logits(network, batch, dense)
+    same(nets.logits(network, replace(batch, history=more), dense), expected)
+    same(nets.logits(network, replace(batch, history=garbage), dense), expected)
+
+
+@both_forms
+@every_variant
+def test_a_score_does_not_depend_on_the_other_candidates(variant: str, dense: bool) -> None:
+    """Another order, duplicates and a candidate on its own give the same scores."""
+    network, batch = nets.network(variant), nets.batch()
+    expected = nets.logits(network, batch, dense)
+    for at in ([5, 0, 7, 2, 1, 6, 4, 3], [2, 2, 2, 0, 5, 5], [3]):
+        same(nets.logits(network, pick(batch, at), dense), expected[at])
+
+
+@both_forms
+@every_variant
+def test_a_score_does_not_depend_on_who_shares_the_batch(variant: str, dense: bool) -> None:
+    """Requests merged into one batch score as each alone."""
+    network = nets.network(variant)
+    batches = [nets.batch(seed, 2, length, 3) for seed, length in enumerate((6, 1, 0))]
+    if dense:  # an exported graph always gets one column; see Batch.feeds
+        batches[2] = replace(batches[2], history=np.zeros((2, 1, 6), np.int64))
+    alone = torch.cat([nets.logits(network, each, dense) for each in batches])
+    same(nets.logits(network, merge(batches), dense), alone)
+    whole = nets.batch()
+    for user in range(whole.users):
+        mine = np.flatnonzero(whole.owner == user)
+        if len(mine):
+            expected = nets.logits(network, whole, dense)[mine]
+            same(nets.logits(network, seen_by(whole, user), dense), expected)
+
+
+@both_forms
+@every_variant
+def test_a_candidate_sees_its_part_of_the_history_only(variant: str, dense: bool) -> None:
+    """Behaviours outside start:stop do not matter; each one inside makes the interest another."""
+    network, batch = nets.network(variant), nets.batch(missing=0)
+    candidate = int(np.argmax(batch.stop - batch.start))
+    user, start, stop = (int(x[candidate]) for x in (batch.owner, batch.start, batch.stop))
+    assert stop - start > 1
+    batch = pick(batch, [candidate])
+    score, interest = nets.logits(network, batch, dense), interest_of(network, batch, dense)
+    for at in range(batch.history.shape[1]):
+        history = batch.history.copy()
+        history[user, at, 0] = history[user, at, 0] % 8 + 1
+        other = replace(batch, history=history)
+        moved = abs(interest_of(network, other, dense) - interest).max()
+        if start <= at < stop:
+            assert moved > 1e-6
+        else:
+            same(nets.logits(network, other, dense), score)
+
+
+@every_variant
+def test_only_recency_looks_at_the_order_of_behaviours(variant: str) -> None:
+    """Pooling is the same for any order, unless DIN has its recency term."""
+    network, batch = nets.network(variant), nets.batch()
+    whole = replace(batch, start=batch.start * 0, stop=np.where(batch.owner == 0, 6, 0))
+    shuffled = replace(whole, history=whole.history[:, [3, 0, 5, 1, 2, 4]])
+    one, two = nets.logits(network, whole), nets.logits(network, shuffled)
+    if "recency" in variant:
+        assert abs(one - two).max() > 1e-3
+    else:
+        same(one, two)
+
+
+@both_forms
+@every_variant
+def test_an_empty_history_is_no_interest(variant: str, dense: bool) -> None:
+    """The interest is exactly zero and the score finite, alone or beside full histories."""
+    network, batch = nets.network(variant), nets.batch()
+    batch = replace(batch, stop=np.where(np.arange(8) % 2, batch.stop, batch.start))
+    interest = interest_of(network, batch, dense)
+    assert not interest[batch.start == batch.stop].any()
+    assert interest[batch.start < batch.stop].any()
+    nobody = replace(batch, history=batch.history[:, : int(dense)] * 0)
+    nobody = replace(nobody, start=batch.start * 0, stop=batch.stop * 0)
+    assert not interest_of(network, nobody, dense).any()
+    assert nets.logits(network, nobody, dense).isfinite().all()
+
+
+@pytest.mark.parametrize("length", [0, 1, 6])
+@every_variant
+def test_one_candidate_of_unknown_ids_has_a_score(variant: str, length: int) -> None:
+    """N = 1, T in {0, 1, max}, every id OOV: finite, the same in both forms."""
+    network = nets.network(variant)
+    batch = nets.batch(users=1, length=length, candidates=1)
+    unknown = {n: np.full_like(getattr(batch, n), OOV) for n in ("user", "item", "ad", "context")}
+    unknown["history"] = np.full((1, max(length, 1), 6), OOV)
+    batch = replace(batch, **unknown, start=np.zeros(1, np.int64), stop=np.array([length]))
+    score = nets.logits(network, batch)
+    assert score.shape == (1, 2)
+    assert score.isfinite().all()
+    same(nets.logits(network, batch, dense=True), score)
+
+
+@pytest.mark.parametrize("variant", ["din raw dice recency product", "base sum "])
+def test_the_pad_row_stays_zero(variant: str) -> None:
+    """Training with missing values everywhere moves the other rows, never the padding."""
+    network = nets.network(variant).train()
+    tables = network.embeddings.weights()
+    rest = [p for n, p in network.named_parameters() if not n.startswith("embeddings.")]
+    sparse = torch.optim.SparseAdam(list(tables.values()), lr=0.1)
+    dense = torch.optim.AdamW(rest, lr=0.1, weight_decay=0.1)
+    before = tables["genre"].detach().clone()
+    for seed in range(3):
+        batch = Tensors.of(nets.batch(seed))
+        sparse.zero_grad()
+        dense.zero_grad()
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            network(batch)[0], torch.ones(8, 2, dtype=torch.float64)
+        )
+        loss.backward()
+        for weight in tables.values():
+            mini_batch_aware(weight, torch.ones(9), 0.5)
+        sparse.step()
+        dense.step()
+    assert (tables["genre"] != before)[1:].all()
+    for weight in tables.values():
+        assert not weight[0].any()
+    for gate in network.history.gates.values():
+        assert not gate.weight[0].any()

@@ -1,0 +1,44 @@
+"""Models by name and options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from model.base import BaseConfig
+from model.din import DINConfig
+from model.zoo import configure
+
+
+def test_options_become_a_configuration() -> None:
+    """Lists become tuples, whole numbers may stand for shares, the rest are defaults."""
+    found = configure("din", {"head": [8, 4], "dropout": 0, "weights": "softmax"})
+    assert found == DINConfig(head=(8, 4), dropout=0, weights="softmax")
+    assert configure("base", {}) == BaseConfig()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        ("dien", {}, "model: expected one of din, base"),
+        ("base", {"recency": True}, "recency: expected an option of base"),
+        ("din", {"dim": 0}, "dim"),
+        ("din", {"dim": 8.0}, "dim"),
+        ("din", {"dim": True}, "dim"),
+        ("din", {"attention": []}, "attention"),
+        ("din", {"attention": 36}, "attention"),
+        ("din", {"head": [200, -1]}, "head"),
+        ("din", {"dropout": 1.0}, "dropout"),
+        ("din", {"dropout": float("nan")}, "dropout"),
+        ("din", {"recency": 1}, "recency"),
+        ("din", {"weights": "hard"}, "weights: expected one of raw, softmax"),
+        ("din", {"head_activation": "swish"}, "head_activation: expected one of sigmoid"),
+        ("base", {"pooling": "max"}, "pooling: expected one of sum, mean"),
+        ("base", {"pooling": ["sum"]}, "pooling: expected one of sum, mean"),
+    ],
+)
+def test_what_is_no_option_is_refused(model: str, options: dict[str, Any], expected: str) -> None:
+    """The error names the option and what was expected."""
+    with pytest.raises(ValueError, match=expected):
+        configure(model, options)
