@@ -25,7 +25,8 @@ class DINConfig:
     """What can be chosen of DIN; the paper's plain form is recency and product off.
 
     ``recency`` adds a learnt term per age of the behaviour to its weight, ``product`` gives the
-    head the product of interest and candidate.
+    head the product of interest and candidate, ``behaviour_dropout`` is the share of a
+    candidate's behaviours left out while training (a raw sum is scaled up to make good for it).
     """
 
     dim: int = 16
@@ -38,6 +39,7 @@ class DINConfig:
     head_activation: Activation = "dice"
     dropout: float = 0.0
     embedding_dropout: float = 0.0
+    behaviour_dropout: float = 0.0
 
 
 def din(schema: Schema, sizes: Mapping[str, int], config: DINConfig) -> Network:
@@ -96,11 +98,16 @@ class Attention(nn.Module):
         self.unit = LocalActivationUnit(width, config.attention, config.attention_activation)
         self.recency = nn.Parameter(torch.zeros(history_length)) if config.recency else None
         self.softmax = config.weights == "softmax"
+        self.dropout = config.behaviour_dropout
 
     def forward(self, batch: Tensors, e: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Interest (C, D) from behaviours e (U, L, D) and candidates q (C, D), and the weights."""
         if batch.grid is None or batch.place is None:
-            return self.flat(Pairs.of(batch), e.flatten(0, 1), q)
+            pairs = Pairs.of(batch)
+            if not self.training or not self.dropout:
+                return self.flat(pairs, e.flatten(0, 1), q)
+            interest, weight = self.flat(pairs.thinned(self.dropout), e.flatten(0, 1), q)
+            return interest if self.softmax else interest / (1 - self.dropout), weight
         return self.dense(batch, batch.grid, batch.place, e, q)
 
     def flat(self, pairs: Pairs, k: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

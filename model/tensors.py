@@ -55,6 +55,14 @@ class Pairs(NamedTuple):
         base = batch.owner * batch.history.shape[1] + batch.start
         return cls(candidate, base[candidate] + within, lengths[candidate] - 1 - within, first)
 
+    def thinned(self, share: float) -> Pairs:
+        """Without a random ``share`` of the pairs."""
+        kept = torch.rand(len(self.candidate)) >= share
+        candidate = self.candidate[kept]
+        counts = torch.bincount(candidate, minlength=len(self.first))
+        first = counts.cumsum(0) - counts
+        return Pairs(candidate, self.behaviour[kept], self.age[kept], first)
+
 
 def seen(batch: Tensors, grid: Tensor) -> tuple[Tensor, Tensor]:
     """Which behaviours each cell of the grid sees, bool (U, N, L), and their age (U, N, L).
