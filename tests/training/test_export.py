@@ -1,0 +1,150 @@
+"""The export: the graph computes what the network computes, or there is no graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from model.contract.batch import Batch, merge
+from model.contract.encode import Encoder
+from model.network import Network
+from model.zoo import configure, make
+from training.calibrate import Calibration
+from training.export import (
+    ParityError,
+    exact_logits,
+    export,
+    parity,
+    random_batch,
+    run,
+    session,
+)
+
+CALIBRATION = Calibration((1.3, 0.7), (-0.4, 0.2))
+
+
+def lively(encoder: Encoder, model: str, **options: Any) -> Network:
+    """A network whose weights are large enough to matter, as trained ones are."""
+    torch.manual_seed(0)
+    sizes = {name: table.size for name, table in encoder.tables.items()}
+    network = make(configure(model, {"dim": 4, **options}), encoder.schema, sizes).eval()
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 2)
+            elif value.is_floating_point():
+                value.normal_(0, 0.3)
+            if name.startswith(("embeddings.", "history.gates.")):
+                value[0] = 0
+    return network
+
+
+class Exported:
+    """A network with its graph."""
+
+    def __init__(self, encoder: Encoder, model: str, **options: Any) -> None:
+        self.encoder, self.network = encoder, lively(encoder, model, **options)
+        self.graph = export(self.network, CALIBRATION, encoder)
+        self.session = session(self.graph)
+
+    def batch(self, users: int, length: int, candidates: int, **how: Any) -> Batch:
+        return random_batch(self.encoder, users, length, candidates, **how)
+
+
+@pytest.fixture(scope="module")
+def din(shop_encoder: Encoder) -> Exported:
+    return Exported(
+        shop_encoder,
+        "din",
+        weights="softmax",
+        attention=[6, 4],
+        attention_activation="prelu",
+        head=[8],
+    )
+
+
+@pytest.fixture(scope="module")
+def base(shop_encoder: Encoder) -> Exported:
+    return Exported(shop_encoder, "base", pooling="mean", product=True, head=[8])
+
+
+@pytest.mark.parametrize("name", ["din", "base"])
+def test_the_graph_is_the_network(name: str, request: pytest.FixtureRequest) -> None:
+    """Every size, unknown ids and several users: within 1e-5, and every case was tried."""
+    made: Exported = request.getfixturevalue(name)
+    worst = parity(made.network, CALIBRATION, made.encoder, made.graph)
+    longest = made.encoder.schema.history_length
+    for candidates in (1, 2, 7, 500):
+        for length in (0, 1, longest):
+            assert f"N={candidates} T={length}" in worst
+    assert {"several users", "unknown ids"} <= set(worst)
+    assert 0 < max(worst.values()) <= 1e-5
+
+
+def test_the_calibration_is_part_of_the_graph(din: Exported) -> None:
+    """The graph's logits are the network's times slope plus offset, task by task."""
+    batch = din.batch(3, 4, 20, seed=5)
+    plain = exact_logits(din.network, Calibration.identity(2), batch)
+    assert plain.std() > 0.1
+    expected = plain * [1.3, 0.7] + [-0.4, 0.2]
+    np.testing.assert_allclose(run(din.session, batch), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["din", "base"])
+def test_merging_requests_does_not_change_scores(name: str, request: pytest.FixtureRequest) -> None:
+    """Requests of all lengths in one call score in onnxruntime as each alone."""
+    made: Exported = request.getfixturevalue(name)
+    batches = [
+        made.batch(1, length, candidates, seed=length)
+        for length, candidates in ((0, 3), (4, 9), (1, 1), (3, 40))
+    ]
+    alone = np.concatenate([run(made.session, batch) for batch in batches])
+    np.testing.assert_allclose(run(made.session, merge(batches)), alone, rtol=0, atol=1e-5)
+    assert alone.std() > 0.1
+
+
+def test_a_graph_with_another_weight_is_refused(din: Exported) -> None:
+    """Any change of a tensor that matters stops the export at the gate."""
+    model = onnx.load_from_string(din.graph)
+    largest = max(
+        (each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT),
+        key=lambda each: np.prod(each.dims),
+    )
+    changed = numpy_helper.to_array(largest).copy()
+    changed[2:] += 1e-3
+    largest.CopyFrom(numpy_helper.from_array(changed, largest.name))
+    with pytest.raises(ParityError, match=r"a logit is off by .*, more than 1e-05"):
+        parity(din.network, CALIBRATION, din.encoder, model.SerializeToString())
+
+
+def test_a_calibration_that_the_graph_does_not_have_is_refused(din: Exported) -> None:
+    """The gate compares calibrated logits."""
+    with pytest.raises(ParityError):
+        parity(din.network, Calibration.identity(2), din.encoder, din.graph)
+
+
+def test_a_graph_that_gives_no_numbers_is_refused(din: Exported) -> None:
+    """NaN is no agreement."""
+    model = onnx.load_from_string(din.graph)
+    for each in model.graph.initializer:
+        if each.data_type == onnx.TensorProto.FLOAT:
+            broken = np.full(tuple(each.dims), np.nan, np.float32)
+            each.CopyFrom(numpy_helper.from_array(broken, each.name))
+    with pytest.raises(ParityError, match="off by nan"):
+        parity(din.network, CALIBRATION, din.encoder, model.SerializeToString())
+
+
+def test_the_graph_says_how_much_each_behaviour_weighs(din: Exported) -> None:
+    """Softmax weights [C, L] are zero outside what a candidate sees and add up to one within."""
+    batch = merge([din.batch(1, 4, 3, seed=1), din.batch(1, 1, 2, seed=2)])
+    found: onnxruntime.InferenceSession = din.session
+    weight = found.run(["weight"], batch.feeds())[0]
+    assert weight.shape == (5, 4)
+    np.testing.assert_allclose(weight.sum(1), 1, rtol=1e-5)
+    assert not weight[3:, 1:].any()

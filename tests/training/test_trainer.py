@@ -1,0 +1,216 @@
+"""The trainer: reproducible, killable, and sparse."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.zoo import configure, make
+from tests.kill import end, start
+from training import checkpoint, metrics
+from training.dataset import Dataset, build, learn_encoder
+from training.trainer import FitConfig, Progress, Trainer, TrainingError, predict
+from training.world import World
+
+# 15 steps an epoch, an evaluation at each fifth one.
+CONFIG = FitConfig(size=94, block=4, epochs=2, evaluations=3, patience=9, regularisation=0.1)
+SMALL = {"dim": 4, "head": [8], "dropout": 0.1, "embedding_dropout": 0.1}
+EVERY = 5
+
+
+@pytest.fixture(scope="module")
+def sets() -> dict[str, Dataset]:
+    world = World(users=35, items=60, categories=8, interests=2, seed_clicks=6, seed=1)
+    logs = world.logs(60)
+    return build(logs, learn_encoder(logs))
+
+
+def trainer(
+    sets: dict[str, Dataset],
+    run: Path,
+    seed: int = 0,
+    config: FitConfig = CONFIG,
+    model: str = "din",
+    **options: Any,
+) -> Trainer:
+    run.mkdir(exist_ok=True)
+    torch.manual_seed(seed)
+    options = {**SMALL, **({"attention": [6]} if model == "din" else {}), **options}
+    encoder = sets["train"].encoder
+    sizes = {name: table.size for name, table in encoder.tables.items()}
+    network = make(configure(model, options), encoder.schema, sizes)
+    return Trainer(network, sets, config, seed, run)
+
+
+def silent(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+    pass
+
+
+def trained(made: Trainer, report: Callable[..., None] = silent) -> tuple[bytes, Progress]:
+    """The bytes of all weights at the end, and the progress."""
+    progress = made.fit(report)
+    return content(made.network.state_dict()), progress
+
+
+def content(tensors: dict[str, Tensor]) -> bytes:
+    return b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
+
+
+def test_the_seed_decides_every_bit(sets: dict[str, Dataset], tmp_path: Path) -> None:
+    """The same seed gives the same weights, another one others."""
+    one, progress = trained(trainer(sets, tmp_path / "one"))
+    two, _ = trained(trainer(sets, tmp_path / "two"))
+    other, _ = trained(trainer(sets, tmp_path / "other", seed=1))
+    assert one == two != other
+    assert progress.step == 30
+    assert progress.impressions == 2 * len(sets["train"])
+    assert [each["step"] for each in progress.evaluations or []] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(sets: dict[str, Dataset], tmp_path: Path) -> None:
+    """Killed at any step, again and again: no more than one evaluation interval is lost."""
+    expected, uninterrupted = trained(trainer(sets, tmp_path / "whole"))
+    run = tmp_path / "killed"
+    kills = [3, *sorted(np.random.default_rng(0).integers(6, 30, 2).tolist()), 30]
+    for kill in kills:
+        made, steps = trainer(sets, run), 0
+
+        def report(stage: str, *_: Any, made: Trainer = made, kill: int = kill) -> None:
+            if stage == "train" and made.progress.step == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        assert end(start(lambda made=made, report=report: made.fit(report))) == -signal.SIGKILL
+        found = checkpoint.load(run)
+        steps = found[1]["step"] if found else 0
+        assert kill - EVERY <= steps < kill
+    first: list[int] = []
+    made = trainer(sets, run)
+    resumed, progress = trained(made, lambda *_: first.append(made.progress.step))
+    assert first[0] == 26
+    assert resumed == expected
+    assert progress.evaluations == uninterrupted.evaluations
+    assert (progress.best_step, progress.impressions) == (
+        uninterrupted.best_step,
+        uninterrupted.impressions,
+    )
+
+
+def test_a_run_killed_after_its_last_step_is_done(sets: dict[str, Dataset], tmp_path: Path) -> None:
+    """It takes the best weights from the checkpoint without another step."""
+    expected, _ = trained(trainer(sets, tmp_path))
+    reported: list[str] = []
+    again, progress = trained(trainer(sets, tmp_path), lambda stage, *_: reported.append(stage))
+    assert again == expected
+    assert progress.done
+    assert reported == []
+
+
+def test_training_stops_when_validation_gets_no_better(
+    sets: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """Weights that do not move: ``patience`` evaluations after the first, which stays the best."""
+    still = replace(CONFIG, rate=1e-30, embedding_rate=1e-30, regularisation=0.0, patience=2)
+    _, progress = trained(trainer(sets, tmp_path, config=still, model="base"))
+    assert progress.step == 3 * EVERY
+    assert progress.best_step == EVERY
+    assert progress.done
+
+
+def test_the_best_weights_are_kept(sets: dict[str, Dataset], tmp_path: Path) -> None:
+    """The network that is left has the best validation GAUC of all evaluations."""
+    made = trainer(sets, tmp_path, config=replace(CONFIG, rate=0.05, embedding_rate=0.05))
+    _, progress = trained(made)
+    gaucs = [each["gauc"] for each in progress.evaluations or []]
+    assert progress.best_gauc == max(gaucs) > min(gaucs)
+    data = sets["validation"]
+    found = metrics.gauc(data.user, data.label[:, 0], predict(made.network, data)[:, 0])
+    assert found == pytest.approx(progress.best_gauc, abs=1e-12)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(sets: dict[str, Dataset], tmp_path: Path) -> None:
+    """The step is named and the last checkpoint is still there."""
+    train = sets["train"]
+    label = train.label.copy()
+    _, at = train.batch(*train.plan(CONFIG.size, CONFIG.block, (0, 0))[7])
+    label[at[0]] = np.nan
+    broken = {**sets, "train": replace(train, label=label)}
+    with pytest.raises(TrainingError, match="step 8: the loss is nan"):
+        trainer(broken, tmp_path).fit(silent)
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    assert found[1]["step"] == 5
+    assert all(tensor.isfinite().all() for tensor in found[0].values())
+
+
+def test_no_step_touches_rows_outside_its_batch(sets: dict[str, Dataset], tmp_path: Path) -> None:
+    """Rows that do not occur stay bit for bit, their optimiser state zero; the others move."""
+    few = {**sets, "train": sets["train"].take(np.arange(30))}
+    config = replace(CONFIG, size=30, epochs=3, evaluations=1)
+    made = trainer(few, tmp_path, config=config, embedding_dropout=0.0)
+    counts = few["train"].occurrences()
+    weights = made.network.embeddings.weights()
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    made.fit(silent)
+    for name, weight in weights.items():
+        absent = torch.from_numpy(counts[name] == 0)
+        absent[0] = True
+        state = made.sparse.state[weight]
+        assert absent.sum() > 1
+        assert torch.equal(weight[absent], before[name][absent])
+        for moment in (state["exp_avg"], state["exp_avg_sq"]):
+            assert not moment[absent].any()
+            assert moment[~absent].any(1).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"attention_activation": "dice"}])
+def test_batches_without_any_behaviour_train(
+    sets: dict[str, Dataset], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """A log of newcomers, and a last batch of one impression, are no reason to stop."""
+    alone = {k: replace(v, stop=v.start).take(np.arange(33)) for k, v in sets.items()}
+    made = trainer(alone, tmp_path, config=replace(CONFIG, size=32, block=1), **options)
+    progress = made.fit(silent)
+    assert progress.step == 4
+    assert all(value.isfinite().all() for value in made.network.state_dict().values())
+
+
+def test_users_of_one_impression_are_ranked_by_auc(
+    sets: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """Where no user has both labels there is no GAUC; the AUC picks the best weights."""
+    data = sets["validation"]
+    _, first = np.unique(data.user, return_index=True)
+    label = (np.arange(len(first)) % 2).astype(np.float32)[:, None]
+    single = replace(data.take(first), label=label)
+    made = trainer({**sets, "validation": single}, tmp_path)
+    progress = made.fit(silent)
+    evaluations = progress.evaluations or []
+    assert progress.best_gauc == max(each["auc"] for each in evaluations)
+
+
+def test_attention_pays_in_a_world_of_several_interests(tmp_path: Path) -> None:
+    """DIN ranks better than the same network without histories, and than chance."""
+    world = World(users=120, items=200, categories=20, interests=3, seed_clicks=10, seed=3)
+    logs = world.logs(110)
+    sets = build(logs, learn_encoder(logs))
+    blind = {name: replace(part, start=part.stop) for name, part in sets.items()}
+    config = FitConfig(size=256, epochs=3, rate=0.01, embedding_rate=0.02, evaluations=2)
+    gauc = {}
+    for name, data in (("seeing", sets), ("blind", blind)):
+        made = trainer(
+            data, tmp_path / name, config=config, dim=8, dropout=0.0, embedding_dropout=0.0
+        )
+        made.fit(silent)
+        test = data["test"]
+        score = predict(made.network, test)[:, 0]
+        gauc[name] = metrics.gauc(test.user, test.label[:, 0], score)
+    assert gauc["seeing"] > gauc["blind"] + 0.03
