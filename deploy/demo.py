@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -41,11 +40,11 @@ from deploy.processes import (
     run,
     service,
 )
+from deploy.shop import Shop
 
 CANDIDATES = 200
 WARM_UP = 30
 SHOWN = 10
-GOOD_HISTORY = 30
 
 
 @dataclass(frozen=True)
@@ -192,70 +191,16 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-@dataclass(frozen=True)
-class Shop:
-    """The prepared logs, as far as requests and their display need them."""
-
-    behaviours: pl.DataFrame  # user_id, item_id
-    counts: pl.DataFrame  # user_id, len: test users and how long their histories are
-    items: pl.DataFrame
-    context: dict[str, Any]
-    titles: dict[str, str]
-
-    @classmethod
-    def open(cls, data: Path, schema: dict[str, Any], titles: dict[str, str]) -> Shop:
-        events = pl.read_parquet(data / "events.parquet")
-        test = events.filter(pl.col("split") == "test")
-        behaviours = events.filter(pl.col("behaviour")).select("user_id", "item_id")
-        tested = behaviours.join(test.select("user_id").unique(), on="user_id", how="semi")
-        first = test.head(1).to_dicts()[0]
-        return cls(
-            behaviours,
-            tested.group_by("user_id").len().sort("user_id"),
-            pl.read_parquet(data / "items.parquet"),
-            {each["name"]: first[each["name"]] for each in schema.get("context", [])},
-            titles,
-        )
-
-    def user(self) -> str:
-        """A test user with a good history."""
-        good = self.counts.filter(pl.col("len") >= GOOD_HISTORY)
-        return str((good if len(good) else self.counts.sort("len").tail(1))["user_id"][0])
-
-    def unseen(self, user: str, count: int) -> list[str]:
-        """Popular items that a user has no behaviour with, in no order that tells anything."""
-        own = self.behaviours.filter(pl.col("user_id") == user)
-        ranked = self.behaviours.join(own, on="item_id", how="anti").group_by("item_id").len()
-        popular = ranked.sort("len", "item_id", descending=True)["item_id"].to_list()[: 20 * count]
-        generator = np.random.default_rng(0)
-        return [str(each) for each in generator.permutation(popular)[:count]]
-
-    def labels(self) -> dict[str, str]:
-        """What to call an item: its title, or what else is known of it."""
-        return {row["item_id"]: self._label(row) for row in self.items.iter_rows(named=True)}
-
-    def _label(self, row: dict[str, Any]) -> str:
-        item = row["item_id"]
-        known = [value for name, value in row.items() if name != "item_id" and value is not None]
-        text = ", ".join("/".join(value) if isinstance(value, list) else value for value in known)
-        if item in self.titles:
-            return f"{self.titles[item]} [{text}]"
-        return f"item {item} [category {text}]" if text else f"item {item}"
-
-
 def show_score(console: Console, client: Client, shop: Shop) -> None:
     """One request for a user with a good history, and why each candidate got its score."""
-    user = shop.user()
-    body = {"user_id": user, "candidates": shop.unseen(user, SHOWN), "explain": 3}
-    if shop.context:
-        body["context"] = shop.context
+    body = shop.request(SHOWN)
     console.print(f"POST /score {json.dumps(body)}", markup=False, soft_wrap=True)
     answer = client.ask(**body)
     if answer["degraded"] or not answer["history_length"]:
         raise StepError(f"the service scored without history: {json.dumps(answer)}")
     labels = shop.labels()
     table = Table(
-        title=f"user {user}, {answer['history_length']} behaviours looked at; "
+        title=f"user {body['user_id']}, {answer['history_length']} behaviours looked at; "
         f"{answer['model']} version {answer['version']}",
         title_justify="left",
     )

@@ -40,7 +40,7 @@ class _Download(threading.Thread):
     def __init__(self, url: str, path: Path) -> None:
         super().__init__(daemon=True)
         self.url, self.path = url, path
-        self.answered, self.moved = threading.Event(), threading.Event()
+        self.answered = threading.Event()
         self.total, self.done = 0, 0
         self.error: Exception | None = None
 
@@ -55,7 +55,6 @@ class _Download(threading.Thread):
                     for chunk in answer.iter_bytes(65536):
                         file.write(chunk)
                         self.done += len(chunk)
-                        self.moved.set()
         except (httpx.HTTPError, OSError, ValueError) as error:
             self.error = error
         finally:
@@ -75,9 +74,10 @@ def download(folder: Path, console: Console) -> Path:
     try:
         if not thread.answered.wait(ANSWER_SECONDS):
             raise DownloadError(f"no answer within {ANSWER_SECONDS:.0f} s")
-        _watch(thread, console)
+        if thread.error is None:
+            _watch(thread, console)
         if thread.error is not None:
-            raise DownloadError(str(thread.error) or type(thread.error).__name__)
+            raise DownloadError(str(thread.error).partition("\n")[0] or repr(thread.error))
         _check(unfinished)
         os.replace(unfinished, path)
     finally:

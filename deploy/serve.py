@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deploy.demo import Shop
 from deploy.processes import HOST, ROOT, StepError, interruptible, redis, run, service
+from deploy.shop import Shop
 
 
 def main() -> int:
@@ -42,11 +42,7 @@ def serve(console: Console, var: Path) -> None:
         where = ["--data", data, "--repository", repository, "--name", name]
         run("service", "load-histories", *where, "--redis-url", url)
         with service(repository, name, url, port, None) as process:
-            shop = Shop.open(data, schema, {})
-            user = shop.user()
-            body = {"user_id": user, "candidates": shop.unseen(user, 5), "explain": 3}
-            if shop.context:
-                body["context"] = shop.context
+            body = Shop.open(data, schema, {}).request(5)
             console.print(f"\nServing {name} on http://{HOST}:{port}, histories in {url}")
             console.print(f"docs: http://{HOST}:{port}/docs   Ctrl-C stops it all\n")
             print(f"curl -s http://{HOST}:{port}/score -H 'Content-Type: application/json' \\")
