@@ -10,10 +10,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from model.contract.bundle import BundleError
-from model.contract.schema import SchemaError
-from training.logs import LogsError
-
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -81,7 +77,8 @@ def prepare(
     splits = ", ".join(f"{count:,} {name}" for name, count in sorted(shown, reverse=True))
     console.print(
         f"{out}: {len(logs.events):,} events of {len(logs.users):,} users and "
-        f"{len(logs.items):,} items; impressions: {splits}"
+        f"{len(logs.items):,} items; impressions: {splits}",
+        soft_wrap=True,
     )
 
 
@@ -141,20 +138,36 @@ def export(
     found, version, worst = publish(Run(run), repository)
     console.print(
         f"published {found.folder / str(version)}; "
-        f"largest |dlogit| between PyTorch and ONNX {worst:.1e}"
+        f"largest |dlogit| between PyTorch and ONNX {worst:.1e}",
+        soft_wrap=True,
     )
 
 
 def main() -> None:
     """Run a command; what can go wrong is one line on stderr and exit code 1."""
+    try:
+        app()
+    except Exception as error:
+        if not isinstance(error, _expected()):
+            raise
+        line = " ".join(str(error).split())
+        console.print(f"error: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """What a command may raise; imported only when needed, since half of it brings torch."""
+    from model.contract.bundle import BundleError
     from model.contract.encode import FieldError
     from model.contract.repository import RepositoryError
+    from model.contract.schema import SchemaError
     from training.export import ParityError
+    from training.logs import LogsError
     from training.recipe import SettingError
     from training.run import RunError
     from training.trainer import TrainingError
 
-    expected = (
+    return (
         BundleError,
         FieldError,
         LogsError,
@@ -166,11 +179,6 @@ def main() -> None:
         SettingError,
         TrainingError,
     )
-    try:
-        app()
-    except expected as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def export(network: Network, calibration: Calibration, encoder: Encoder) -> byte
         {0: dynamic, 1: dynamic} if name in ("history", "grid") else {0: dynamic} for name in feeds
     ]
     module = Calibrated(copy.deepcopy(network).eval(), calibration, list(feeds)).eval()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for chatty in ("torch.onnx", "onnxscript"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations; parity is the judge
         program = torch.onnx.export(

@@ -19,8 +19,8 @@ def publish(run: Run, root: Path) -> tuple[Repository, int, float]:
 
     Raises `ParityError`, `RunError`, and `BundleError`; then nothing is published.
     """
-    encoder = run.encoder()
-    network, calibration, about = run.network(encoder), run.calibration(), run.about()
+    about, encoder = run.about(), run.encoder()
+    network, calibration = run.network(encoder), run.calibration()
     graph = export(network, calibration, encoder)
     worst = max(parity(network, calibration, encoder, graph).values())
     requests = run.golden()

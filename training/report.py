@@ -45,17 +45,22 @@ def progress(console: Console) -> Iterator[Update]:
         console=console,
     )
     tasks = {}
-    with bar:
 
-        def update(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, figures="")
-            text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            if bar.tasks[tasks[stage]].finished and done < total:
-                bar.reset(tasks[stage], total=total, figures=text)
-            bar.update(tasks[stage], completed=done, figures=text)
+    def update(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        if not tasks:
+            bar.start()  # not before: an error that comes first is to be the only line
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=total, figures="")
+        text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        if bar.tasks[tasks[stage]].finished and done < total:
+            bar.reset(tasks[stage], total=total, figures=text)
+        bar.update(tasks[stage], completed=done, figures=text)
 
+    try:
         yield update
+    finally:
+        if tasks:
+            bar.stop()
 
 
 def metrics_table(console: Console, title: str, rows: Mapping[str, Mapping[str, float]]) -> None:

@@ -1,0 +1,257 @@
+"""The commands from raw files to a published version, and what they say when they can't."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from model.contract.repository import Repository
+from tests.support import ROOT
+from training import export, metrics
+from training.__main__ import main
+
+ONE = ("--threads", "1")
+QUICK = ("--set", "dim=4", "--set", "head=[8]", "--set", "size=64", "--set", "evaluations=2")
+SLOW = ("--set", "size=32", "--set", "evaluations=10", "--set", "epochs=1")
+
+
+def command(*arguments: object) -> int:
+    """Run a command in this process; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["training", *map(str, arguments)])
+        patch.setenv("COLUMNS", "250")
+        with pytest.raises(SystemExit) as left:
+            main()
+    return int(left.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def shop_run(shop_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the shop's prepared logs in data/ and a finished run in run/."""
+    folder = tmp_path_factory.mktemp("job")
+    source = ("--source", "parquet", "--path", shop_folder, "--schema", shop_folder / "schema.toml")
+    assert command("prepare", *source, "--out", folder / "data") == 0
+    data = ("--data", folder / "data", "--out", folder / "run")
+    assert command("fit", *data, *ONE, *QUICK, "--set", "attention=[6]") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared synthetic logs."""
+    folder = tmp_path_factory.mktemp("world")
+    assert command("prepare", "--source", "synthetic", "--users", 20, "--out", folder) == 0
+    return folder
+
+
+def about(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_predictions_are_one_row_per_test_impression(
+    shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With two tasks: user, item, label and probability of each, from which the metrics follow."""
+    path = tmp_path / "predictions.parquet"
+    assert command("evaluate", "--run", shop_run / "run", "--predictions", path) == 0
+    printed = capsys.readouterr().err
+    found = pl.read_parquet(path)
+    names = ["user_id", "item_id", "click_label", "click_probability"]
+    assert found.columns == [*names, "buy_label", "buy_probability"]
+    events = pl.read_parquet(shop_run / "data" / "events.parquet")
+    expected = events.filter(pl.col("split") == "test").select("user_id", "item_id", "click", "buy")
+    raw = found.select("user_id", "item_id", click="click_label", buy="buy_label")
+    assert raw.equals(expected)
+    user = found["user_id"].to_numpy()
+    for task, prefix in (("click", ""), ("buy", "buy.")):
+        label, probability = (found[f"{task}_{n}"].to_numpy() for n in ("label", "probability"))
+        assert ((probability > 0) & (probability < 1)).all()
+        measured = metrics.all_metrics(user, label, probability)
+        written = about(shop_run / "run")["metrics"]["test"]
+        for name, value in measured.items():
+            assert written[prefix + name] == pytest.approx(value, abs=1e-6)
+            if name != "impressions":
+                assert f"{value:.4f}" in printed
+
+
+def test_a_run_becomes_a_version_that_a_service_may_serve(
+    shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every group and kind of field, two tasks: digests, encoding and golden scores hold."""
+    assert command("export", "--run", shop_run / "run", "--repository", tmp_path) == 0
+    assert f"published {tmp_path / 'shop' / '1'}; largest" in capsys.readouterr().err
+    bundle = Repository.find(tmp_path).open(1)
+    bundle.check_encoding()
+    assert bundle.golden.batch.users == 5
+    assert bundle.golden.logits.shape[1] == 2
+    assert bundle.golden.logits.std() > 0
+    session = export.session(bundle.graph.read_bytes())
+    assert bundle.check_scores(lambda batch: export.run(session, batch), 1e-5) <= 1e-5
+    written = about(shop_run / "run")
+    assert bundle.metrics == written["metrics"]
+    assert bundle.manifest["lineage"]["logs"] == written["logs"]
+
+
+def test_one_task_needs_no_prefix(world: Path, tmp_path: Path) -> None:
+    """The columns are user_id, item_id, label and probability."""
+    run, path = tmp_path / "run", tmp_path / "predictions.parquet"
+    data = ("--data", world, "--out", run)
+    assert command("fit", *data, "--model", "base", *ONE, *QUICK) == 0
+    assert command("evaluate", "--run", run, "--predictions", path) == 0
+    found = pl.read_parquet(path)
+    assert found.columns == ["user_id", "item_id", "label", "probability"]
+    measured = metrics.all_metrics(*(found[n].to_numpy() for n in ("user_id", *found.columns[2:])))
+    assert about(run)["metrics"]["test"] == pytest.approx(measured, abs=1e-6)
+
+
+def test_a_fit_that_was_killed_goes_on_to_the_same_run(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kill -9 after a checkpoint, the same command again: the weights of an undisturbed run."""
+    fit = ("fit", "--data", world, *ONE, *QUICK, *SLOW)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training", *map(str, fit), "--out", str(tmp_path / "killed")],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while process.poll() is None and not list((tmp_path / "killed").glob("checkpoint-*")):
+            time.sleep(0.01)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    for part in ("evaluate", "export"):
+        where = ("--repository", tmp_path) if part == "export" else ()
+        assert command(part, "--run", tmp_path / "killed", *where) == 1
+        assert "not trained to the end; run fit again" in capsys.readouterr().err
+    for name in ("killed", "whole"):
+        assert command(*fit, "--out", tmp_path / name) == 0
+    one, two = ((tmp_path / n / "weights.safetensors").read_bytes() for n in ("killed", "whole"))
+    assert one == two
+    for key in ("metrics", "calibration"):
+        assert about(tmp_path / "killed")[key] == about(tmp_path / "whole")[key]
+    assert not list((tmp_path / "killed").glob("*checkpoint*"))
+
+
+def test_a_folder_of_another_run_is_refused(
+    shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other settings or other logs at the same place: the error says which."""
+    shutil.copytree(shop_run, tmp_path, dirs_exist_ok=True)
+    written = about(tmp_path / "run") | {"data": str(tmp_path / "data")}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(written))
+    fit = ("fit", "--data", tmp_path / "data", "--out", tmp_path / "run", *ONE, *QUICK)
+    fit = (*fit, "--set", "attention=[6]")
+    assert command(*fit, "--seed", 1) == 1
+    assert "holds a run of other seed; choose another --out" in capsys.readouterr().err
+    users = pl.read_parquet(tmp_path / "data" / "users.parquet")
+    users[1:].write_parquet(tmp_path / "data" / "users.parquet")
+    assert command(*fit) == 1
+    assert "holds a run of other logs; choose another --out" in capsys.readouterr().err
+
+
+def no_validation(folder: Path) -> None:
+    events = pl.read_parquet(folder / "events.parquet")
+    split = pl.when(pl.col("split").is_not_null()).then(pl.lit("train")).alias("split")
+    events.with_columns(split).write_parquet(folder / "events.parquet")
+
+
+def a_long_id(folder: Path) -> None:
+    items = pl.read_parquet(folder / "items.parquet")
+    more = items[:1].with_columns(pl.lit("x" * 300).alias("item_id"))
+    pl.concat([items, more]).write_parquet(folder / "items.parquet")
+
+
+def another_schema(folder: Path) -> None:
+    text = (folder / "schema.toml").read_text(encoding="utf-8")
+    (folder / "schema.toml").write_text(text.replace("min_count = 3", "min_count = 2"))
+
+
+def broken_schema(folder: Path) -> None:
+    (folder / "schema.toml").write_text("name = ")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "expected"),
+    [
+        (None, "fit --data none --out out", "schema.toml"),
+        (broken_schema, "fit --data data --out out", "schema.toml: file: expected valid TOML"),
+        (no_validation, "fit --data data --out out", "impressions with split validation"),
+        (a_long_id, "fit --data data --out out", "item_id: expected a string of 1 to 256"),
+        (None, "fit --data data --out out --model dien", "--model: expected one of din, base"),
+        (None, "fit --data data --out out --set colour=red", "--set colour: expected an option"),
+        (None, "fit --data data --out out --set head=[]", "--set head: expected a value like"),
+        (None, "evaluate --run none", "none: no readable run.json"),
+        (None, "evaluate --run run --predictions no/such.parquet", "No such file"),
+        (another_schema, "evaluate --run run --data data", "trained on another schema"),
+        (None, "export --run none --repository repository", "none: no readable run.json"),
+        (None, "prepare --source amazon-csv --path none --out out", "none.events.csv.gz"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    shop_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], None] | None,
+    arguments: str,
+    expected: str,
+) -> None:
+    """Exit code 1 and one line that says what was expected, however long; no traceback."""
+    shutil.copytree(shop_run, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    if spoil:
+        spoil(tmp_path / "data")
+    assert command(*arguments.split()) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert expected in lines[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "prepare --source parquet --out out --path data",
+        "prepare --source parquet --out out --path data --schema data/schema.toml --column user",
+        "prepare --source movielens-1m --out out",
+        "prepare --source films --out out",
+        "fit --data data",
+        "fit --data data --out out --seed -1",
+        "sleep",
+    ],
+)
+def test_a_wrong_use_of_a_command_exits_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    """Nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    assert command(*arguments.split()) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_process_shows_no_traceback(tmp_path: Path) -> None:
+    """As seen from outside, in a narrow terminal: one line on stderr, nothing on stdout."""
+    data = tmp_path / ("a-long-name" * 10)
+    ended = subprocess.run(
+        [sys.executable, "-m", "training", "fit", "--data", str(data), "--out", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stderr.startswith(f"error: {data}/schema.toml: file: expected a readable file")
