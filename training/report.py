@@ -11,6 +11,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -44,7 +45,7 @@ def progress(console: Console) -> Iterator[Update]:
         TextColumn("{task.fields[figures]}"),
         console=console,
     )
-    tasks = {}
+    tasks: dict[str, TaskID] = {}
 
     def update(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         if not tasks:

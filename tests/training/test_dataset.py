@@ -189,6 +189,27 @@ def test_an_epoch_has_each_impression_once_in_as_many_batches(
         assert len({str(found) for found in firsts}) == 5
 
 
+def test_a_block_is_of_one_user_and_without_gaps(plain: Path) -> None:
+    """Impressions so far apart that behaviours between them are seen by neither share no slab."""
+    between: list[Raw] = [("a", str(ts), ts, True, None) for ts in range(3, 12)]
+    events: list[Raw] = [
+        ("a", "0", 0, True, None),
+        ("a", "x", 1, False, "train"),
+        ("a", "x", 2, False, "train"),
+        *between,
+        ("a", "x", 12, False, "train"),
+        ("b", "x", 0, False, "train"),
+        ("b", "x", 1, False, "train"),
+    ]
+    logs = logs_of(events, plain)
+    train = build(logs, learn_encoder(logs))["train"]
+    assert train.blocks(8).tolist() == [0, 2, 3, 5]
+    assert train.blocks(1).tolist() == [0, 1, 2, 3, 4, 5]
+    batch, _ = train.batch(np.array([0, 2, 3]), np.array([2, 3, 5]))
+    assert batch.history.shape == (3, 3, 1)
+    assert (batch.stop - batch.start).tolist() == [1, 1, 3, 0, 0]
+
+
 def test_batches_mix_users(shop_sets: dict[str, Dataset]) -> None:
     """A shuffled batch holds the impressions of most users, not of one after the other."""
     train = shop_sets["train"]
