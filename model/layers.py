@@ -8,9 +8,13 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from model.contract.ids import OOV
 from model.contract.schema import Group, Schema
 
 Activation = Literal["sigmoid", "relu", "prelu", "dice"]
+
+
+MOMENTUM = 0.01
 
 
 class Dice(nn.Module):
@@ -23,11 +27,14 @@ class Dice(nn.Module):
 
     def __init__(self, width: int, eps: float = 1e-8) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(width, eps=eps, affine=False, momentum=0.01)
+        self.norm = nn.BatchNorm1d(width, eps=eps, affine=False)
         self.alpha = nn.Parameter(torch.zeros(width))
 
     def forward(self, s: Tensor) -> Tensor:  # (..., width)
         if self.training and len(s) > 1:  # one row has no variance
+            # A plain mean of the first batches, then a moving one: never biased by the start.
+            seen = int(self.norm.num_batches_tracked)
+            self.norm.momentum = max(MOMENTUM, 1 / (seen + 1))
             normal = self.norm(s)  # (rows, width)
         else:  # the same, for any number of leading axes
             normal = (s - self.norm.running_mean) * torch.rsqrt(
@@ -81,21 +88,25 @@ def activation(name: Activation, width: int) -> nn.Module:
 
 
 class Embeddings(nn.Module):
-    """One embedding table per id table of the schema; PAD rows are zero and stay zero.
+    """One embedding table per id table of users, items, ads and contexts.
 
-    Gradients are sparse: a step touches just the rows that occur in it.
+    PAD rows are zero and stay zero; OOV rows start at zero, which says nothing, and learn where
+    the logs hold ids below their minimum count. Gradients are sparse: a step touches just the
+    rows that occur in it.
     """
 
     def __init__(self, schema: Schema, sizes: Mapping[str, int], dim: int) -> None:
         super().__init__()
-        self.schema, self.dim = schema, dim
+        self.schema, self.sizes, self.dim = schema, sizes, dim
+        groups: tuple[Group, ...] = ("user", "item", "ad", "context")
+        used = {field.table: None for group in groups for field in schema.group(group)}
         self.tables = nn.ModuleDict(
-            {name: nn.Embedding(sizes[name], dim, padding_idx=0, sparse=True) for name in sizes}
+            {name: nn.Embedding(sizes[name], dim, padding_idx=0, sparse=True) for name in used}
         )
         for table in self.tables.values():
             nn.init.normal_(table.weight, std=dim**-0.5 * 0.1)
             with torch.no_grad():
-                table.weight[0] = 0
+                table.weight[: OOV + 1] = 0
 
     def weights(self) -> dict[str, nn.Parameter]:
         """The weight of each table (rows, dim)."""
@@ -133,7 +144,7 @@ class History(nn.Module):
         self.fields = schema.columns("behaviour")
         self.names = [(field.name, field.table) for field in schema.behaviour]
         width = embeddings.width("item")
-        sizes = {t: embeddings.tables[t].num_embeddings for _, t in self.names}
+        sizes = embeddings.sizes
         self.gates = nn.ModuleDict(
             {
                 name: nn.Embedding(sizes[table], 2 * width, padding_idx=0)
