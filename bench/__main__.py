@@ -64,7 +64,7 @@ def _graph(quick: bool, about: Any) -> list[dict[str, Any]]:
             pair = graph.exported(encoder, graph.network(encoder, unit))
         with console.status("running"):
             peak = about["sgemm_gflops"] * 1e9
-            found = graph.measure(pair, shapes, 9 if quick else 15, peak)
+            found = graph.measure(pair, shapes, 9, peak)
         rows += [{"unit": unit, **row} for row in found]
     table = _table("Scoring graph, D=64, attention 80-40: ms per call, median (quartiles)")
     for name in ("unit", "T", "N", "REF", "ours", "times faster", "of sgemm peak", "largest |d|"):

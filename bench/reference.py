@@ -33,7 +33,7 @@ class MaskedDice(nn.Module):
     def __init__(self, dice: Dice) -> None:
         super().__init__()
         self.alpha = nn.Parameter(dice.alpha.detach().clone())
-        self.eps, self.momentum = dice.norm.eps, cast(float, dice.norm.momentum)
+        self.eps, self.momentum = dice.norm.eps, 0.01
         self.register_buffer("mean", cast(Tensor, dice.norm.running_mean).clone())
         self.register_buffer("var", cast(Tensor, dice.norm.running_var).clone())
 

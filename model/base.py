@@ -56,9 +56,8 @@ class Pooling(nn.Module):
             weight = e.new_ones(len(pairs.candidate))
             if self.mean:
                 weight = weight / (batch.stop - batch.start)[pairs.candidate]
-            k = e.flatten(0, 1)
             interest = nn.functional.embedding_bag(
-                pairs.behaviour, k, pairs.first, mode="sum", per_sample_weights=weight
+                pairs.row, e, pairs.first, mode="sum", per_sample_weights=weight
             )
             return interest, weight
         weight = seen(batch, batch.grid)[0].to(e.dtype)  # (U, N, L)

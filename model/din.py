@@ -149,20 +149,20 @@ class Attention(nn.Module):
         self.dropout = config.behaviour_dropout
 
     def forward(self, batch: Tensors, e: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Interest (C, D) from behaviours e (U, L, D) and candidates q (C, D), and the weights."""
+        """Interest (C, D) from behaviours e and candidates q (C, D), and the weights."""
         if batch.grid is None or batch.place is None:
             pairs = Pairs.of(batch)
             if not self.training or not self.dropout:
-                return self.flat(pairs, e.flatten(0, 1), q)
-            interest, weight = self.flat(pairs.thinned(self.dropout), e.flatten(0, 1), q)
+                return self.flat(pairs, e, q)
+            interest, weight = self.flat(pairs.thinned(self.dropout), e, q)
             return interest if self.softmax else interest / (1 - self.dropout), weight
         return self.dense(batch, batch.grid, batch.place, e, q)
 
     def flat(self, pairs: Pairs, k: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Over the real pairs only: behaviours k (U * L, D), weights (P,)."""
+        """Over the real pairs only: behaviours k (B, D), weights (P,)."""
         query = self.unit.query_part(q).index_select(0, pairs.candidate)
-        behaviour = self.unit.behaviour_part(k).index_select(0, pairs.behaviour)
-        product = q.index_select(0, pairs.candidate) * k.index_select(0, pairs.behaviour)
+        behaviour = self.unit.behaviour_part(k).index_select(0, pairs.row)
+        product = q.index_select(0, pairs.candidate) * k.index_select(0, pairs.row)
         weight = self.unit(product, query, behaviour)  # (P,)
         if self.recency is not None:
             weight = weight + self.recency.index_select(0, pairs.age)
@@ -173,7 +173,7 @@ class Attention(nn.Module):
             total = q.new_zeros(len(q)).index_add(0, pairs.candidate, raised)
             weight = raised / total.index_select(0, pairs.candidate)
         interest = nn.functional.embedding_bag(
-            pairs.behaviour, k, pairs.first, mode="sum", per_sample_weights=weight
+            pairs.row, k, pairs.first, mode="sum", per_sample_weights=weight
         )
         return interest, weight
 

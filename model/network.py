@@ -19,9 +19,10 @@ from model.tensors import Tensors
 class Network(nn.Module):
     """Logits of candidates. Nothing depends on padding or on who shares the batch.
 
-    ``interest(width)`` makes the pooling: a module that takes the batch, its behaviours e
-    (U, L, D) and candidates q (C, D) and gives an interest per candidate (C, D) and the
-    behaviours' weights, (C, L) when the batch has a grid, (P,) for its `Pairs` when it has none.
+    ``interest(width)`` makes the pooling: a module that takes the batch, its behaviours e and
+    candidates q (C, D) and gives an interest per candidate (C, D) and the behaviours' weights.
+    When the batch has a grid, e is (U, L, D) and the weights are (C, L); when it has none, e is
+    (B, D) as of `Tensors.behaviours`, and the weights are (P,) as of `Pairs`.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class Network(nn.Module):
 
     def forward(self, batch: Tensors) -> tuple[Tensor, Tensor]:
         """Logits (C, tasks) and the behaviours' weights, as the pooling gives them."""
-        e = self.embedding_dropout(self.history(self.embeddings, batch.history))  # (U, L, D)
+        rows = batch.behaviours() if batch.grid is None else batch.history
+        e = self.embedding_dropout(self.history(self.embeddings, rows))  # (B, D) or (U, L, D)
         q = self.embedding_dropout(self.embeddings("item", batch.item))  # (C, D)
         interest, weight = self.interest(batch, e, q)  # (C, D)
         parts = [

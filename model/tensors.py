@@ -37,12 +37,24 @@ class Tensors(NamedTuple):
         grid = [torch.from_numpy(array) for array in batch.grid()] if dense else []
         return cls(*arrays, *grid)
 
+    def lengths(self) -> Tensor:
+        """Behaviours of each user (U,): what comes after the last one is padding."""
+        at = torch.arange(1, self.history.shape[1] + 1)
+        last = ((self.history != 0).any(-1) * at).amax(-1) if len(at) else self.history.sum((1, 2))
+        return last.scatter_reduce(0, self.owner, self.stop, "amax")
+
+    def behaviours(self) -> Tensor:
+        """The behaviours without padding, user by user (B, F_item + F_behaviour)."""
+        at = torch.arange(self.history.shape[1])
+        return self.history[at < self.lengths()[:, None]]
+
 
 class Pairs(NamedTuple):
     """Every (candidate, behaviour) pair that is real, candidate by candidate, oldest first."""
 
     candidate: Tensor  # (P,) row of the candidate
     behaviour: Tensor  # (P,) row of the behaviour in history.flatten(0, 1)
+    row: Tensor  # (P,) row of the behaviour in Tensors.behaviours(), which has no padding
     age: Tensor  # (P,) behaviours that came after it: 0 is the newest the candidate may see
     first: Tensor  # (C,) where each candidate's pairs begin
 
@@ -52,8 +64,11 @@ class Pairs(NamedTuple):
         first = lengths.cumsum(0) - lengths
         candidate = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         within = torch.arange(len(candidate)) - first[candidate]
-        base = batch.owner * batch.history.shape[1] + batch.start
-        return cls(candidate, base[candidate] + within, lengths[candidate] - 1 - within, first)
+        at = batch.start[candidate] + within
+        owner, users = batch.owner[candidate], batch.lengths()
+        behaviour = owner * batch.history.shape[1] + at
+        row = (users.cumsum(0) - users)[owner] + at
+        return cls(candidate, behaviour, row, lengths[candidate] - 1 - within, first)
 
     def thinned(self, share: float) -> Pairs:
         """Without a random ``share`` of the pairs."""
@@ -61,7 +76,8 @@ class Pairs(NamedTuple):
         candidate = self.candidate[kept]
         counts = torch.bincount(candidate, minlength=len(self.first))
         first = counts.cumsum(0) - counts
-        return Pairs(candidate, self.behaviour[kept], self.age[kept], first)
+        rest = (each[kept] for each in (self.behaviour, self.row, self.age))
+        return Pairs(candidate, *rest, first)
 
 
 def seen(batch: Tensors, grid: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,9 @@ class Trainer:
         tables = {id(weight) for weight in weights}
         rest = [p for p in network.parameters() if id(p) not in tables]
         self.sparse = torch.optim.SparseAdam(weights, lr=config.embedding_rate)
-        self.dense = torch.optim.AdamW(rest, lr=config.rate, weight_decay=config.weight_decay)
+        self.dense = torch.optim.AdamW(
+            rest, lr=config.rate, weight_decay=config.weight_decay, fused=True
+        )
         self.counts = {
             name: torch.from_numpy(count) for name, count in data["train"].occurrences().items()
         }
