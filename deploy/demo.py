@@ -4,7 +4,7 @@ Everything is under ``var/``: data, runs/demo-N, repository. The environment say
 
     DATA, TEST_USERS   the archive of MovieLens-1M, and a file with the ids of its test users
     DEMO_USERS         a synthetic world of so many users instead, nothing is downloaded
-    DEMO_EPOCHS        epochs of training instead of the recipe's
+    DEMO_EPOCHS        epochs of training; MovieLens-1M: 1, to save time (the recipe has more)
     DEMO_REQUESTS      requests whose latency is measured
     DEMO_VAR           another folder than var
 
@@ -53,6 +53,7 @@ class Source:
 
     name: str
     options: tuple[str, ...]
+    epochs: str | None = None  # None: the recipe's
     titles: dict[str, str] = field(default_factory=dict)
 
 
@@ -101,7 +102,9 @@ def demo(console: Console, var: Path) -> dict[str, Any]:
         run("training", "prepare", *source.options, "--out", data)
     folder = next_run(var / "runs")
     with steps.step("Train a DIN"):
-        epochs = os.environ.get("DEMO_EPOCHS")
+        epochs = os.environ.get("DEMO_EPOCHS") or source.epochs
+        if epochs:
+            console.print(f"epochs: {epochs}, instead of the recipe's (DEMO_EPOCHS=n for others)")
         options = ["--set", f"epochs={epochs}"] if epochs else []
         run("training", "fit", "--data", data, "--model", "din", "--out", folder, *options)
     with steps.step("Evaluate on the test impressions"):
@@ -147,7 +150,7 @@ def choose(console: Console, folder: Path) -> Source:
     """The archive that was given, else the downloaded one, else a synthetic world; says which."""
     given, users = os.environ.get("DATA"), os.environ.get("DEMO_USERS")
     if given:
-        path = Path(given).resolve()
+        path = Path(given).expanduser().resolve()
         if not path.is_file():
             raise StepError(f"DATA={given}: no such file")
         console.print(f"MovieLens-1M from {given}, which DATA names", markup=False)
@@ -171,9 +174,9 @@ def _movielens(path: Path) -> Source:
     options = ["--source", "movielens-1m", "--path", str(path)]
     users = os.environ.get("TEST_USERS")
     if users:
-        options += ["--test-users", str(Path(users).resolve())]
+        options += ["--test-users", str(Path(users).expanduser().resolve())]
     try:
-        return Source("movielens-1m", tuple(options), movielens.titles(path))
+        return Source("movielens-1m", tuple(options), "1", movielens.titles(path))
     except movielens.ArchiveError as error:
         raise StepError(f"{path}: {error}") from None
 
