@@ -18,7 +18,7 @@ MOMENTUM = 0.01
 
 
 class Dice(nn.Module):
-    """Data-adaptive activation (paper section 5.3, equations 8 and 9), per neuron.
+    """Data-adaptive activation (paper section 5.2, equation 9), per neuron.
 
     ``f(s) = p(s) s + (1 - p(s)) alpha s`` with ``p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + eps))``;
     E and Var are those of the mini-batch in training, running ones in inference. While it trains

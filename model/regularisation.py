@@ -1,4 +1,4 @@
-"""Mini-batch-aware regularisation (paper section 5.2, equations 4 to 7).
+"""Mini-batch-aware regularisation (paper section 5.1, equations 4 to 7).
 
 L2 on an embedding table, paid only by the rows that occur in the mini-batch: row j gets
 ``lambda * alpha_mj / n_j * w_j`` added to its gradient, alpha_mj = 1 when j occurs in mini-batch m

@@ -46,7 +46,7 @@ def auc(label: Array, score: Array) -> float:
 def gauc(user: Array, label: Array, score: Array) -> float:
     """AUC per user weighted by the user's impressions; users with one class are left out.
 
-    (Paper section 6.2, equation 11.) NaN when no user has both classes.
+    (Paper section 6.3, equation 10.) NaN when no user has both classes.
     """
     if not len(label):
         return float("nan")
@@ -60,7 +60,7 @@ def gauc(user: Array, label: Array, score: Array) -> float:
 
 
 def rela_impr(measured: float, base: float) -> float:
-    """Relative improvement over a base model (paper equation 12): 0 = none, 0.1 = 10 %."""
+    """Relative improvement over a base model (paper section 6.3, equation 11): 0 = none, 0.1 = 10 %."""
     return (measured - 0.5) / (base - 0.5) - 1
 
 
