@@ -76,8 +76,8 @@ class Pairs(NamedTuple):
         candidate = self.candidate[kept]
         counts = torch.bincount(candidate, minlength=len(self.first))
         first = counts.cumsum(0) - counts
-        rest = (each[kept] for each in (self.behaviour, self.row, self.age))
-        return Pairs(candidate, *rest, first)
+        behaviour, row, age = self.behaviour[kept], self.row[kept], self.age[kept]
+        return Pairs(candidate, behaviour, row, age, first)
 
 
 def seen(batch: Tensors, grid: Tensor) -> tuple[Tensor, Tensor]:
