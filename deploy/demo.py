@@ -202,6 +202,7 @@ def show_score(console: Console, client: Client, shop: Shop) -> None:
     if answer["degraded"] or not answer["history_length"]:
         raise StepError(f"the service scored without history: {json.dumps(answer)}")
     labels = shop.labels()
+    short = {**labels, **shop.titles}
     table = Table(
         title=f"user {body['user_id']}, {answer['history_length']} behaviours looked at; "
         f"{answer['model']} version {answer['version']}",
@@ -212,7 +213,7 @@ def show_score(console: Console, client: Client, shop: Shop) -> None:
     ranked = sorted(answer["scores"], key=lambda score: -score["ctr"])
     for rank, score in enumerate(ranked, 1):
         because = "\n".join(
-            f"{labels.get(each['item_id'], each['item_id'])} ({each['weight']:+.3f})"
+            f"{short.get(each['item_id'], each['item_id'])} ({each['weight']:+.3f})"
             for each in score["because"]
         )
         item = labels.get(score["item_id"], score["item_id"])

@@ -60,7 +60,7 @@ class Shop:
         return [str(item) for item in generator.permutation(chosen)]
 
     def labels(self) -> dict[str, str]:
-        """What to call an item: its title, or what else is known of it."""
+        """What to call an item: its title or id, and what else is known of it."""
         return {row["item_id"]: self._label(row) for row in self.items.iter_rows(named=True)}
 
     def _label(self, row: dict[str, Any]) -> str:
