@@ -43,8 +43,8 @@ def serve(console: Console, var: Path) -> None:
         run("service", "load-histories", *where, "--redis-url", url)
         with service(repository, name, url, port, None) as process:
             body = Shop.open(data, schema, {}).request(5)
-            console.print(f"\nServing {name} on http://{HOST}:{port}, histories in {url}", soft_wrap=True)
-            console.print(f"docs: http://{HOST}:{port}/docs   Ctrl-C stops it all\n")
+            console.print(f"\nServing {name} on http://{HOST}:{port} (try /docs); Ctrl-C stops it.")
+            console.print(f"Histories: {url}\n")
             print(f"curl -s http://{HOST}:{port}/score -H 'Content-Type: application/json' \\")
             print(f"  -d '{json.dumps(body)}'\n", flush=True)
             code = process.wait()
