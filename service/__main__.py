@@ -225,6 +225,7 @@ def _progress(console: Any) -> Any:
 
 def _print_ranking(body: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"{body['model']} version {body['version']}")
@@ -237,7 +238,9 @@ def _print_ranking(body: dict[str, Any]) -> None:
             for reason in one.get("because", [])
         )
         note = "" if one["status"] == "known" else "unknown item"
-        table.add_row(str(rank), str(one["item_id"]), f"{one['ctr']:.4f}", reasons, note)
+        table.add_row(
+            str(rank), escape(str(one["item_id"])), f"{one['ctr']:.4f}", escape(reasons), note
+        )
     console = Console()
     console.print(table)
     degraded = f", {body['degraded']}" if body["degraded"] else ""

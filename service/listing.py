@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from model.contract.bundle import BundleError
@@ -38,11 +39,11 @@ def print_versions(settings: Settings) -> None:
         try:
             version = verify(repository, number, lambda graph: OnnxEngine.open(graph, "cpu"))
         except (BundleError, EngineError) as error:
-            table.add_row(str(number), f"refused: {error}", "", "")
+            table.add_row(str(number), escape(f"refused: {error}"), "", "")
         else:
             manifest = version.bundle.manifest
-            lineage = _said(manifest["lineage"])
-            table.add_row(str(number), "valid", _said(manifest["metrics"]), lineage)
+            lineage = escape(_said(manifest["lineage"]))
+            table.add_row(str(number), "valid", escape(_said(manifest["metrics"])), lineage)
     Console().print(table)
 
 

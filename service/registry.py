@@ -9,6 +9,7 @@ to the version they began with.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 from collections.abc import Callable
@@ -105,7 +106,9 @@ class Registry:
     def look(self) -> Version | None:
         """The newest valid version when it is not the one in service. Does not switch."""
         try:
-            repository = Repository.find(self._root, self._name)
+            # A model in service is never replaced by another one.
+            named = self._name if self._current is None else self._current.name
+            repository = Repository.find(self._root, named)
             numbers = repository.versions()
         except (RepositoryError, OSError) as error:
             self._explain(str(error))
@@ -129,6 +132,9 @@ class Registry:
             try:
                 return verify(repository, number, self._open_engine)
             except (BundleError, EngineError) as error:
+                if _passing(error.__cause__):  # nothing is wrong with the version; try again
+                    self._explain(f"version {number} can't be opened now: {error}")
+                    return None
                 self._refused[repository.name, number] = stamp
                 self._telemetry.refused.labels(repository.name).inc()
                 self._trouble = f"version {number} refused: {error}"
@@ -153,6 +159,12 @@ class Registry:
         if trouble != self._trouble:
             self._trouble = trouble
             _log.warning("no new version: %s", trouble)
+
+
+def _passing(cause: BaseException | None) -> bool:
+    """Whether the machine, not the version, was short of something."""
+    short = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+    return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in short)
 
 
 def _stamp(repository: Repository, number: int) -> Stamp:

@@ -13,10 +13,19 @@ import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from service.batcher import Batcher
 from service.engine import Scores
-from service.errors import BodyTimeout, BodyTooLarge, Internal, NotJson, NotReady, Problem
+from service.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    Internal,
+    Malformed,
+    NotJson,
+    NotReady,
+    Problem,
+)
 from service.registry import Registry
 from service.scorer import Job, Scorer
 from service.settings import Settings
@@ -157,6 +166,8 @@ async def read_body(request: Request, settings: Settings) -> bytes:
                 chunks.append(chunk)
     except TimeoutError:
         raise BodyTimeout("The body did not arrive in time", "body") from None
+    except ClientDisconnect:
+        raise Malformed("The body ended early", "body") from None
     return b"".join(chunks)
 
 

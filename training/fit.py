@@ -83,7 +83,7 @@ def evaluate(
 ) -> tuple[dict[str, float], pl.DataFrame]:
     """Metrics of a finished run on its test impressions, and one row for each of them.
 
-    Columns: user_id, item_id, and for each task label and probability (prefixed by the task's name
+    Columns: user, item, and for each task label and probability (prefixed by the task's name
     when there are several).
     """
     run = Run(folder)
@@ -99,7 +99,7 @@ def evaluate(
     logit = predict(network, test, lambda n: update("evaluate", n, len(test), {}))
     probability = sigmoid(calibration.apply(logit))
     events = logs.events.sort("user_id", "ts", maintain_order=True)[test.event]
-    columns = {"user_id": events["user_id"], "item_id": events["item_id"]}
+    columns = {"user": events["user_id"], "item": events["item_id"]}
     tasks = logs.schema.tasks
     for at, task in enumerate(tasks):
         prefix = f"{task}_" if len(tasks) > 1 else ""

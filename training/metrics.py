@@ -60,7 +60,7 @@ def gauc(user: Array, label: Array, score: Array) -> float:
 
 
 def rela_impr(measured: float, base: float) -> float:
-    """Relative improvement over a base model (paper section 6.3, equation 11): 0 = none, 0.1 = 10 %."""
+    """Improvement over a base model (paper section 6.3, equation 11): 0 is none, 0.1 is 10 %."""
     return (measured - 0.5) / (base - 0.5) - 1
 
 

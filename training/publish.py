@@ -27,7 +27,7 @@ def publish(run: Run, root: Path) -> tuple[Repository, int, float]:
     batch = bundle.encode_golden(encoder, requests)
     exact = exact_logits(copy.deepcopy(network).double().eval(), calibration, batch)
     golden = bundle.Golden(requests, batch, exact.astype(np.float32))
-    kept = ("model", "options", "fit", "seed", "data", "logs", "progress")
+    kept = ("model", "options", "fit", "seed", "logs", "progress")
     lineage = {key: about[key] for key in kept if key in about}
     lineage["created"] = int(time.time())
     repository = Repository(root, encoder.schema.name)

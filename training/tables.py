@@ -138,7 +138,7 @@ def _id(rows: Rows, name: str) -> Rows:
 
 def _is_text(kind: pl.DataType) -> bool:
     """Whether a column of ids keeps every digit as text."""
-    exact = kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Null)
+    exact = kind in (pl.String, pl.Categorical, pl.Enum, pl.Null)
     return exact or kind.is_integer()
 
 

@@ -94,10 +94,12 @@ class Trainer:
         self._resume()
         every = max(1, self.steps_per_epoch // self.config.evaluations)
         at = self.progress
+        begin = time.perf_counter()
         for batch, label in self._batches():
             if at.done:
                 break
             loss = self._step(batch, label)
+            at.seconds += time.perf_counter() - begin
             report(
                 "train",
                 at.impressions,
@@ -107,6 +109,7 @@ class Trainer:
             if at.step % every == 0 or at.step == self.steps:
                 self._evaluate(report)
                 self._save()
+            begin = time.perf_counter()
         if self.best:
             self.network.load_state_dict(self.best)
         return at
@@ -121,7 +124,6 @@ class Trainer:
                 yield Tensors.of(batch), torch.from_numpy(train.label[at])
 
     def _step(self, batch: Tensors, label: Tensor) -> float:
-        begin = time.perf_counter()
         at, network = self.progress, self.network
         self._set_rates()
         network.train()
@@ -140,7 +142,6 @@ class Trainer:
         self.dense.step()
         at.step += 1
         at.impressions += len(label)
-        at.seconds += time.perf_counter() - begin
         return value
 
     def _set_rates(self) -> None:

@@ -35,17 +35,21 @@ class Repository:
 
     @classmethod
     def find(cls, root: Path, name: str | None = None) -> Repository:
-        """The model called ``name``, or the only one there. Raises `RepositoryError`."""
+        """The model called ``name``, else the one published last. Raises `RepositoryError`."""
         if name is not None:
             return cls(root, name)
         try:
             names = sorted(p.name for p in root.iterdir() if p.is_dir() and is_name(p.name))
         except OSError as error:
             raise RepositoryError(f"{root}: {error.strerror}") from error
-        if len(names) != 1:
-            listed = ", ".join(names) or "none"
-            raise RepositoryError(f"{root}: one model expected, found {listed}; name one")
-        return cls(root, names[0])
+        if not names:
+            raise RepositoryError(f"{root}: no model is published there")
+        return max((cls(root, name) for name in names), key=cls._published)
+
+    def _published(self) -> float:
+        """When the newest version was published, in seconds; 0 where there is none."""
+        versions = self.versions()
+        return (self.folder / str(versions[-1]) / MANIFEST).stat().st_mtime if versions else 0.0
 
     @property
     def folder(self) -> Path:

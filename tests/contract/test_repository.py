@@ -192,12 +192,16 @@ def test_find_takes_the_only_model(tmp_path: Path) -> None:
 
 
 def test_find_does_not_guess(tmp_path: Path) -> None:
-    """No root, no model and two models are errors that say what was found."""
+    """No root and no model are errors that say so; of two models it is the one published last."""
     with pytest.raises(RepositoryError, match="No such file"):
         Repository.find(tmp_path / "none")
-    with pytest.raises(RepositoryError, match="found none"):
+    with pytest.raises(RepositoryError, match="no model is published"):
         Repository.find(tmp_path)
     for name in ("b", "a"):
         (tmp_path / name).mkdir()
-    with pytest.raises(RepositoryError, match="found a, b; name one"):
-        Repository.find(tmp_path)
+    for seconds, name in ((100, "b"), (200, "a"), (300, "b")):
+        manifest = tmp_path / name / "1" / MANIFEST
+        manifest.parent.mkdir(exist_ok=True)
+        manifest.touch()
+        os.utime(manifest, (seconds, seconds))
+        assert Repository.find(tmp_path).name == name

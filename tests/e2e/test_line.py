@@ -96,7 +96,7 @@ def test_raw_files_become_an_http_score_equal_to_the_offline_one(line: Line, tmp
     offline = pl.read_parquet(predictions)
     events = pl.read_parquet(line.data / "events.parquet").filter(pl.col("split") == "test")
     newest = events.sort("user_id", "ts").group_by("user_id", maintain_order=True).last()
-    expected = newest.join(offline, on=["user_id", "item_id"])
+    expected = newest.join(offline, left_on=["user_id", "item_id"], right_on=["user", "item"])
     everything = pl.read_parquet(line.data / "events.parquet")
     with Service(line.repository, line.redis.url, log=tmp_path / "log") as service:
         for row in expected.head(10).iter_rows(named=True):
@@ -217,7 +217,7 @@ def test_the_line_holds_on_real_reviews(tmp_path: Path):
     command("training", "export", "--run", run, "--repository", repository)
     predictions = tmp_path / "predictions.parquet"
     command("training", "evaluate", "--run", run, "--predictions", predictions)
-    pairs = pl.read_parquet(predictions).sort("user_id", "label")
+    pairs = pl.read_parquet(predictions).sort("user", "label")
     assert len(pairs) == 2 * 22_363
     chosen = pairs["probability"].to_numpy().reshape(-1, 2)
     assert (chosen[:, 1] > chosen[:, 0]).mean() > 0.7

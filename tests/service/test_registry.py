@@ -181,13 +181,17 @@ def test_an_empty_repository_is_asked_again(tmp_path: Path) -> None:
     assert serve(registry) == 1
 
 
-def test_two_models_need_a_name(tmp_path: Path) -> None:
-    """Which of two models to serve is not guessed."""
+def test_a_model_in_service_is_not_replaced_by_another_model(tmp_path: Path) -> None:
+    """Without a name the model published last is served, and then no other, whatever comes."""
     publish_toy(tmp_path)
-    publish_toy(tmp_path, schema_text=TOY.replace('"toy"', '"other"'))
     registry = registry_of(tmp_path)
-    assert serve(registry) is None
-    assert "name one" in registry.trouble
+    assert serve(registry) == 1
+    publish_toy(tmp_path, schema_text=TOY.replace('"toy"', '"other"'))
+    assert registry.look() is None
+    assert registry.current is not None
+    assert registry.current.name == "toy"
+    publish_toy(tmp_path, bias=1.0)
+    assert serve(registry) == 2
     assert serve(registry_of(tmp_path, name="other")) == 1
 
 

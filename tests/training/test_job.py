@@ -67,13 +67,13 @@ def test_predictions_are_one_row_per_test_impression(
     assert command("evaluate", "--run", shop_run / "run", "--predictions", path) == 0
     printed = capsys.readouterr().err
     found = pl.read_parquet(path)
-    names = ["user_id", "item_id", "click_label", "click_probability"]
+    names = ["user", "item", "click_label", "click_probability"]
     assert found.columns == [*names, "buy_label", "buy_probability"]
     events = pl.read_parquet(shop_run / "data" / "events.parquet")
     expected = events.filter(pl.col("split") == "test").select("user_id", "item_id", "click", "buy")
-    raw = found.select("user_id", "item_id", click="click_label", buy="buy_label")
+    raw = found.select(user_id="user", item_id="item", click="click_label", buy="buy_label")
     assert raw.equals(expected)
-    user = found["user_id"].to_numpy()
+    user = found["user"].to_numpy()
     for task, prefix in (("click", ""), ("buy", "buy.")):
         label, probability = (found[f"{task}_{n}"].to_numpy() for n in ("label", "probability"))
         assert ((probability > 0) & (probability < 1)).all()
@@ -104,14 +104,14 @@ def test_a_run_becomes_a_version_that_a_service_may_serve(
 
 
 def test_one_task_needs_no_prefix(world: Path, tmp_path: Path) -> None:
-    """The columns are user_id, item_id, label and probability."""
+    """The columns are user, item, label and probability."""
     run, path = tmp_path / "run", tmp_path / "predictions.parquet"
     data = ("--data", world, "--out", run)
     assert command("fit", *data, "--model", "base", *ONE, *QUICK) == 0
     assert command("evaluate", "--run", run, "--predictions", path) == 0
     found = pl.read_parquet(path)
-    assert found.columns == ["user_id", "item_id", "label", "probability"]
-    measured = metrics.all_metrics(*(found[n].to_numpy() for n in ("user_id", *found.columns[2:])))
+    assert found.columns == ["user", "item", "label", "probability"]
+    measured = metrics.all_metrics(*(found[n].to_numpy() for n in ("user", *found.columns[2:])))
     assert about(run)["metrics"]["test"] == pytest.approx(measured, abs=1e-6)
 
 
