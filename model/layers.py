@@ -90,8 +90,8 @@ def activation(name: Activation, width: int) -> nn.Module:
 class Embeddings(nn.Module):
     """One embedding table per id table of users, items, ads and contexts.
 
-    PAD rows are zero and stay zero; OOV rows start at zero, which says nothing, and learn where
-    the logs hold ids below their minimum count. Gradients are sparse: a step touches just the
+    PAD rows are zero and stay zero; OOV rows start at zero and learn where the logs hold ids below
+    their minimum count, else see `settle_unknown`. Gradients are sparse: a step touches just the
     rows that occur in it.
     """
 
@@ -111,6 +111,18 @@ class Embeddings(nn.Module):
     def weights(self) -> dict[str, nn.Parameter]:
         """The weight of each table (rows, dim)."""
         return {name: cast(nn.Embedding, table).weight for name, table in self.tables.items()}
+
+    def settle_unknown(self, counts: Mapping[str, Tensor]) -> None:
+        """Where no training sample held an unknown id, its row becomes the mean known id.
+
+        counts (rows,) of each table as for mini-batch-aware regularisation; the mean is weighted
+        by them. An untouched row would be a point the network never saw.
+        """
+        for name, weight in self.weights().items():
+            if counts[name][OOV] == 0 and counts[name].sum() > 0:
+                share = counts[name].to(weight.dtype) / counts[name].sum()
+                with torch.no_grad():
+                    weight[OOV] = share @ weight
 
     def width(self, group: Group) -> int:
         return self.dim * len(self.schema.group(group))

@@ -61,6 +61,7 @@ def fit(
     network = make(config, logs.schema, sizes)
     trainer = Trainer(network, sets, how, seed, out)
     progress = trainer.fit(update)
+    network.embeddings.settle_unknown(trainer.counts)
     validation = sets["validation"]
     logit = predict(network, validation)
     calibration = calibrate.fit(logit, validation.label, how.negatives_kept)

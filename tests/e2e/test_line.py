@@ -213,7 +213,9 @@ def test_the_line_holds_on_real_reviews(tmp_path: Path):
         "training", "prepare", "--source", "amazon-csv", "--path", REAL / "amazon-beauty",
         "--out", data,
     )  # fmt: skip
-    command("training", "fit", "--data", data, "--out", run, "--set", "epochs=1")
+    quick = ["epochs=1", "dim=16", "dropout=0.0", "embedding_dropout=0.0", "behaviour_dropout=0.0"]
+    settings = [part for each in quick for part in ("--set", each)]
+    command("training", "fit", "--data", data, "--out", run, "--threads", "1", *settings)
     command("training", "export", "--run", run, "--repository", repository)
     predictions = tmp_path / "predictions.parquet"
     command("training", "evaluate", "--run", run, "--predictions", predictions)

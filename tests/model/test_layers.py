@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from model.contract.batch import Batch
+from model.contract.ids import OOV
+from model.contract.schema import Schema
 from model.din import LocalActivationUnit
 from model.layers import Dice, Embeddings, PReLU, activation
 from model.tensors import Tensors
@@ -154,3 +156,16 @@ def test_a_behaviour_is_its_item_scaled_and_shifted_by_its_fields() -> None:
     both = rating[3] + action[6]
     torch.testing.assert_close(found[0], item[0] * (1 + both[:6]) + both[6:])
     torch.testing.assert_close(found[1], item[1])
+
+
+def test_the_row_of_unknown_ids_becomes_the_mean_known_one_unless_it_was_trained() -> None:
+    """Where no sample held an unknown id its row is the mean of the others, weighted by use."""
+    schema = Schema.parse('name = "s"\n[[item]]\nname = "item_id"\n')
+    embeddings = Embeddings(schema, {"item_id": 4}, 2)
+    weight = embeddings.weights()["item_id"].detach()
+    expected = (weight[2] + 3 * weight[3]) / 4
+    embeddings.settle_unknown({"item_id": torch.tensor([0.0, 0.0, 1.0, 3.0])})
+    torch.testing.assert_close(weight[OOV], expected)
+    before = weight.clone()
+    embeddings.settle_unknown({"item_id": torch.tensor([0.0, 2.0, 1.0, 3.0])})
+    torch.testing.assert_close(weight, before, rtol=0, atol=0)
