@@ -136,10 +136,12 @@ def export(
     repository: Annotated[Path, typer.Option(help="Model repository; made when not there.")],
 ) -> None:
     """Export a run to ONNX, hold it against PyTorch, and publish it as the next version."""
+    from training import report
     from training.publish import publish
     from training.run import Run
 
-    found, version, worst = publish(Run(run), repository)
+    with report.progress(console) as update:
+        found, version, worst = publish(Run(run), repository, update)
     console.print(
         f"published {found.folder / str(version)}; "
         f"largest |dlogit| between PyTorch and ONNX {worst:.1e}",
