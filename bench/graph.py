@@ -100,7 +100,7 @@ def exported(found: Encoder, ours: Network) -> Pair:
     """Both in onnxruntime: ours through the service's engine, REF in a session of its own."""
     plain = Calibration.identity(1)
     reference = Reference(ours, own=False).eval()
-    naive = session(export(reference, plain, found))  # type: ignore[arg-type]
+    naive = session(export(reference, plain, found))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(export(ours, plain, found))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.contract.schema import Schema
 from model.layers import Activation
 from model.network import Network
-from model.tensors import Pairs, Tensors, seen
+from model.tensors import Pairs, Tensors
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Pooling(nn.Module):
 
     def forward(self, batch: Tensors, e: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Interest (C, D) and weights: 1 (or 1 / count) for each behaviour seen."""
-        if batch.grid is None or batch.place is None:
+        if batch.dense is None:
             pairs = Pairs.of(batch)
             weight = e.new_ones(len(pairs.candidate))
             if self.mean:
@@ -60,8 +60,9 @@ class Pooling(nn.Module):
                 pairs.row, e, pairs.first, mode="sum", per_sample_weights=weight
             )
             return interest, weight
-        weight = seen(batch, batch.grid)[0].to(e.dtype)  # (U, N, L)
+        real = batch.dense.age(e.shape[1]) >= 0  # (U, L)
+        weight = real[:, None].to(e.dtype).expand(-1, batch.dense.grid.shape[1], -1)  # (U, N, L)
         if self.mean:
             weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
-        interest = nn.functional.embedding(batch.place, (weight @ e).flatten(0, 1))
-        return interest, nn.functional.embedding(batch.place, weight.flatten(0, 1))
+        interest = nn.functional.embedding(batch.dense.place, (weight @ e).flatten(0, 1))
+        return interest, nn.functional.embedding(batch.dense.place, weight.flatten(0, 1))

@@ -6,7 +6,7 @@ The interest of a user is recomputed for each candidate by the local activation 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from model.contract.schema import Schema
-from model.layers import Activation, Dice, activation
+from model.layers import Activation, activation
 from model.network import Network
-from model.tensors import Pairs, Tensors, seen
+from model.tensors import Dense, Pairs, Tensors
 
 
 @dataclass(frozen=True)
@@ -92,50 +92,10 @@ class LocalActivationUnit(nn.Module):
     def grid(self, q: Tensor, k: Tensor) -> Tensor:
         """Weights (U, N, L) of each user's candidates q (U, N, D) and behaviours k (U, L, D).
 
-        For inference. ``(q*k) Wp = q (diag(k) Wp)``: the shorter side gets a matrix per row and
-        the longer one is multiplied by it, so that no product of pairs is ever built.
+        What is exported in its place, without a product per pair, is `training.unit`.
         """
-        if torch.compiler.is_exporting():  # the graph decides at each call
-            weight: Tensor = torch.cond(
-                q.shape[1] > k.shape[1], self._by_behaviour, self._by_candidate, (q, k)
-            )
-            return weight
-        return (self._by_behaviour if q.shape[1] > k.shape[1] else self._by_candidate)(q, k)
-
-    def _by_behaviour(self, q: Tensor, k: Tensor) -> Tensor:
-        return self._across(k, q, of_behaviour=True).transpose(1, 2).contiguous()
-
-    def _by_candidate(self, q: Tensor, k: Tensor) -> Tensor:
-        return self._across(q, k, of_behaviour=False)
-
-    def _across(self, own: Tensor, other: Tensor, of_behaviour: bool) -> Tensor:
-        """Weights (U, A, B) of own (U, A, D), which get the matrices, and other (U, B, D)."""
-        (w, b, first), *rest = self._folded()
-        width = own.shape[-1]
-        wq, wk, wd, wp = (w[:, at : at + width] for at in range(0, 4 * width, width))
-        w_own, w_other = (wk - wd, wq + wd) if of_behaviour else (wq + wd, wk - wd)
-        matrices = own[..., None] * wp.t() + w_other.t()  # (U, A, D, H)
-        bias = nn.functional.linear(own, w_own, b)[:, :, None]  # (U, A, 1, H), one more row
-        rows = nn.functional.pad(other, (0, 1), value=1.0)[:, None]  # (U, 1, B, D + 1)
-        s = rows @ torch.cat([matrices, bias], 2)  # (U, A, B, H)
-        x = first(s.flatten(0, 2))  # 2-D, so that what follows can be fused
-        for w, b, then in rest:
-            x = then(torch.addmm(b, x, w.t()))
-        return x.view(s.shape[:3])
-
-    def _folded(self) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
-        """Weight, bias and activation of each layer, every Dice folded into its neighbours."""
-        gain: Tensor | None = None
-        layers = [self.first, self.first_activation, *self.rest, nn.Identity()]
-        for linear, then in zip(layers[::2], layers[1::2], strict=True):
-            w, b = linear.weight, linear.bias
-            w = w if gain is None else w * gain
-            gain = None
-            if isinstance(then, Dice):
-                scale, shift, gain = then.folded()
-                yield w * scale[:, None], b * scale + shift, then.of_normal
-            else:
-                yield w, b, then
+        query, behaviour = self.query_part(q)[:, :, None], self.behaviour_part(k)[:, None]
+        return self(q[:, :, None] * k[:, None], query, behaviour)
 
 
 class Attention(nn.Module):
@@ -150,13 +110,13 @@ class Attention(nn.Module):
 
     def forward(self, batch: Tensors, e: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Interest (C, D) from behaviours e and candidates q (C, D), and the weights."""
-        if batch.grid is None or batch.place is None:
-            pairs = Pairs.of(batch)
-            if not self.training or not self.dropout:
-                return self.flat(pairs, e, q)
-            interest, weight = self.flat(pairs.thinned(self.dropout), e, q)
-            return interest if self.softmax else interest / (1 - self.dropout), weight
-        return self.dense(batch, batch.grid, batch.place, e, q)
+        if batch.dense is not None:
+            return self.dense(batch.dense, e, q)
+        pairs = Pairs.of(batch)
+        if not self.training or not self.dropout:
+            return self.flat(pairs, e, q)
+        interest, weight = self.flat(pairs.thinned(self.dropout), e, q)
+        return interest if self.softmax else interest / (1 - self.dropout), weight
 
     def flat(self, pairs: Pairs, k: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Over the real pairs only: behaviours k (B, D), weights (P,)."""
@@ -177,12 +137,11 @@ class Attention(nn.Module):
         )
         return interest, weight
 
-    def dense(
-        self, batch: Tensors, grid: Tensor, place: Tensor, e: Tensor, q: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """On the grid of users, their candidates and behaviours; weights (C, L)."""
-        weight = self.unit.grid(nn.functional.embedding(grid, q), e)  # (U, N, L)
-        real, age = seen(batch, grid)
+    def dense(self, on: Dense, e: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """On the grid of users, their candidates and behaviours e (U, L, D); weights (C, L)."""
+        weight = self.unit.grid(nn.functional.embedding(on.grid, q), e)  # (U, N, L)
+        age = on.age(e.shape[1])[:, None]  # (U, 1, L)
+        real = age >= 0
         if self.recency is not None:
             ages = age.clamp(0, len(self.recency) - 1)
             weight = weight + nn.functional.embedding(ages, self.recency[:, None]).squeeze(-1)
@@ -192,5 +151,5 @@ class Attention(nn.Module):
             weight = raised / raised.sum(-1, keepdim=True).clamp(min=1e-30)
         else:
             weight = weight * real
-        interest = nn.functional.embedding(place, (weight @ e).flatten(0, 1))  # (C, D)
-        return interest, nn.functional.embedding(place, weight.flatten(0, 1))
+        interest = nn.functional.embedding(on.place, (weight @ e).flatten(0, 1))  # (C, D)
+        return interest, nn.functional.embedding(on.place, weight.flatten(0, 1))

@@ -21,7 +21,7 @@ class Network(nn.Module):
 
     ``interest(width)`` makes the pooling: a module that takes the batch, its behaviours e and
     candidates q (C, D) and gives an interest per candidate (C, D) and the behaviours' weights.
-    When the batch has a grid, e is (U, L, D) and the weights are (C, L); when it has none, e is
+    When the batch is dense, e is (U, L, D) and the weights are (C, L); when it is not, e is
     (B, D) as of `Tensors.behaviours`, and the weights are (P,) as of `Pairs`.
     """
 
@@ -52,7 +52,7 @@ class Network(nn.Module):
 
     def forward(self, batch: Tensors) -> tuple[Tensor, Tensor]:
         """Logits (C, tasks) and the behaviours' weights, as the pooling gives them."""
-        rows = batch.behaviours() if batch.grid is None else batch.history
+        rows = batch.behaviours() if batch.dense is None else batch.history
         e = self.embedding_dropout(self.history(self.embeddings, rows))  # (B, D) or (U, L, D)
         q = self.embedding_dropout(self.embeddings("item", batch.item))  # (C, D)
         interest, weight = self.interest(batch, e, q)  # (C, D)

@@ -11,12 +11,25 @@ from torch import Tensor
 from model.contract.batch import Batch
 
 
-class Tensors(NamedTuple):
-    """The arrays of `model.contract.batch.Batch`, int64.
+class Dense(NamedTuple):
+    """What the dense form adds; see `Batch.length` and `Batch.grid`."""
 
-    With ``grid`` [U, N] and ``place`` [C] (see `Batch.grid`) attention is computed on a dense
-    [U, N, L] grid, the form that is exported; without them on the real (candidate, behaviour)
-    pairs only, the form that trains. Both give the same scores.
+    length: Tensor  # (U,)
+    grid: Tensor  # (U, N)
+    place: Tensor  # (C,)
+
+    def age(self, longest: int) -> Tensor:
+        """How many behaviours came after each (U, L): 0 is the newest, below 0 is padding."""
+        return self.length[:, None] - 1 - torch.arange(longest)
+
+
+class Tensors(NamedTuple):
+    """The arrays of `model.contract.batch.Batch`, int64, in one of two forms.
+
+    The form that trains has start and stop, and attention runs over the real (candidate,
+    behaviour) pairs only. The form that is exported has ``length``, ``grid`` and ``place`` of
+    `Batch`: every candidate sees its user's whole history, on a dense [U, N, L] grid. Where both
+    can hold a batch they give the same scores.
     """
 
     history: Tensor  # (U, L, F_item + F_behaviour)
@@ -27,18 +40,17 @@ class Tensors(NamedTuple):
     owner: Tensor  # (C,)
     start: Tensor  # (C,)
     stop: Tensor  # (C,)
-    grid: Tensor | None = None  # (U, N)
-    place: Tensor | None = None  # (C,)
+    dense: Dense | None = None
 
     @classmethod
     def of(cls, batch: Batch, dense: bool = False) -> Tensors:
-        """Tensors over the batch's own memory; ``dense`` adds the grid."""
+        """Tensors over the batch's own memory, in the form that trains or the dense one."""
         arrays = [torch.from_numpy(getattr(batch, each.name)) for each in fields(Batch)]
-        grid = [torch.from_numpy(array) for array in batch.grid()] if dense else []
-        return cls(*arrays, *grid)
+        grid = Dense(*map(torch.from_numpy, (batch.length(), *batch.grid()))) if dense else None
+        return cls(*arrays, grid)
 
-    def lengths(self) -> Tensor:
-        """Behaviours of each user (U,): what comes after the last one is padding."""
+    def spans(self) -> Tensor:
+        """Behaviours of each user (U,) up to the last that is seen or not padding."""
         at = torch.arange(1, self.history.shape[1] + 1)
         last = ((self.history != 0).any(-1) * at).amax(-1) if len(at) else self.history.sum((1, 2))
         return last.scatter_reduce(0, self.owner, self.stop, "amax")
@@ -46,7 +58,7 @@ class Tensors(NamedTuple):
     def behaviours(self) -> Tensor:
         """The behaviours without padding, user by user (B, F_item + F_behaviour)."""
         at = torch.arange(self.history.shape[1])
-        return self.history[at < self.lengths()[:, None]]
+        return self.history[at < self.spans()[:, None]]
 
 
 class Pairs(NamedTuple):
@@ -65,7 +77,7 @@ class Pairs(NamedTuple):
         candidate = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         within = torch.arange(len(candidate)) - first[candidate]
         at = batch.start[candidate] + within
-        owner, users = batch.owner[candidate], batch.lengths()
+        owner, users = batch.owner[candidate], batch.spans()
         behaviour = owner * batch.history.shape[1] + at
         row = (users.cumsum(0) - users)[owner] + at
         return cls(candidate, behaviour, row, lengths[candidate] - 1 - within, first)
@@ -78,13 +90,3 @@ class Pairs(NamedTuple):
         first = counts.cumsum(0) - counts
         behaviour, row, age = self.behaviour[kept], self.row[kept], self.age[kept]
         return Pairs(candidate, behaviour, row, age, first)
-
-
-def seen(batch: Tensors, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Which behaviours each cell of the grid sees, bool (U, N, L), and their age (U, N, L).
-
-    The age counts the behaviours that came after: 0 is the newest the candidate may see.
-    """
-    at = torch.arange(batch.history.shape[1])
-    start, stop = batch.start[grid][..., None], batch.stop[grid][..., None]
-    return (at >= start) & (at < stop), stop - 1 - at

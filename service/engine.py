@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,9 +23,6 @@ Floats = npt.NDArray[np.float32]
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
-# More pairs in one run gain nothing on a core, and cost memory: 2,000 candidates at once, 90 MiB.
-_CHUNK_PAIRS = 50_000
-_PER_CANDIDATE = ("item", "ad", "context", "owner", "start", "stop")
 _WARM_PAIRS = 100_000
 # An ONNX graph `y = Identity(x)`: shows whether the runtime really gets the device it offers.
 _IDENTITY = bytes.fromhex(
@@ -106,22 +103,6 @@ class OnnxEngine:
         return self._provider
 
     def run(self, batch: Batch, weight: bool = False) -> Scores:
-        each = batch.candidates
-        if self._provider == "cpu":
-            each = max(1, _CHUNK_PAIRS // max(1, batch.history.shape[1]))
-        if batch.candidates <= each:
-            return self._run(batch, weight)
-        parts = [
-            self._run(_candidates(batch, slice(begin, begin + each)), weight)
-            for begin in range(0, batch.candidates, each)
-        ]
-        weights = [part.weight for part in parts if part.weight is not None]
-        return Scores(
-            np.concatenate([part.logit for part in parts]),
-            np.concatenate(weights) if weights else None,
-        )
-
-    def _run(self, batch: Batch, weight: bool) -> Scores:
         names = ["logit", "weight"] if weight and "weight" in self._outputs else ["logit"]
         feeds = {name: a for name, a in batch.feeds().items() if name in self._inputs}
         try:
@@ -131,12 +112,6 @@ class OnnxEngine:
         if len(logit) != batch.candidates or not np.isfinite(logit).all():
             raise EngineError("model.onnx: a score is missing or not finite")
         return Scores(logit, rest[0] if rest else None)
-
-
-def _candidates(batch: Batch, part: slice) -> Batch:
-    """The batch of some of the candidates, with all the users."""
-    arrays = {name: getattr(batch, name)[part] for name in _PER_CANDIDATE}
-    return replace(batch, **arrays)
 
 
 def warm_up(engine: Engine, schema: Schema) -> None:

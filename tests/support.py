@@ -150,7 +150,7 @@ def toy_encoder(schema: Schema) -> Encoder:
 
 
 def toy_graph(schema: Schema, encoder: Encoder, bias: float = 0.0) -> bytes:
-    """A small attention model: weight = <behaviour, candidate>, without PAD and outside start:stop.
+    """A small attention model: weight = <behaviour, candidate>, without PAD and padding.
 
     logit = <sum weight * behaviour, candidate> + effects of every other field + bias.
     """
@@ -182,16 +182,10 @@ def toy_graph(schema: Schema, encoder: Encoder, bias: float = 0.0) -> bytes:
     own = node("Gather", behaviours, "owner", name="own")
     queries = node("Unsqueeze", candidates, one, name="queries")
     raw = node("ReduceSum", node("Mul", own, queries, name="product"), two, name="raw", keepdims=0)
-    length = node("Gather", node("Shape", "history", name="shape"), step, name="length")
-    places = node("Range", scalar, length, step, name="places")
-    begin = node("Unsqueeze", "start", one, name="begin")
-    end = node("Unsqueeze", "stop", one, name="end")
-    seen = node(
-        "And",
-        node("GreaterOrEqual", places, begin, name="after"),
-        node("Less", places, end, name="before"),
-        name="seen",
-    )
+    longest = node("Gather", node("Shape", "history", name="shape"), step, name="longest")
+    places = node("Range", scalar, longest, step, name="places")
+    each = node("Gather", "length", "owner", name="length_of_candidate")
+    seen = node("Less", places, node("Unsqueeze", each, one, name="end"), name="seen")
     mask = node("Cast", seen, name="mask", to=TensorProto.FLOAT)
     weight = node("Mul", raw, mask, name="weight")
     gated = node("Mul", own, node("Unsqueeze", weight, two, name="gate"), name="gated")
@@ -218,8 +212,8 @@ def toy_graph(schema: Schema, encoder: Encoder, bias: float = 0.0) -> bytes:
             if schema.width(group)  # type: ignore[arg-type]
         ),
         *(
-            helper.make_tensor_value_info(name, TensorProto.INT64, ["C"])
-            for name in ("owner", "start", "stop")
+            helper.make_tensor_value_info(name, TensorProto.INT64, [size])
+            for name, size in (("owner", "C"), ("length", "U"))
         ),
     ]
     outputs = [

@@ -13,15 +13,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from model.contract.batch import Batch, merge
 from model.contract.encode import Encoder
+from model.din import Attention
 from model.network import Network
-from model.tensors import Tensors
+from model.tensors import Dense, Tensors
 from training.calibrate import Calibration
+from training.fold import fold
+from training.unit import UnitNode
 
 OPSET = 20
 TOLERANCE = 1e-5
@@ -37,7 +41,7 @@ class ParityError(ValueError):
 class Calibrated(nn.Module):
     """The network with its calibration, on the named inputs of the graph."""
 
-    def __init__(self, network: Network, calibration: Calibration, names: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, calibration: Calibration, names: Sequence[str]) -> None:
         super().__init__()
         self.network, self.names = network, tuple(names)
         self.register_buffer("slope", torch.tensor(calibration.slope))
@@ -45,21 +49,26 @@ class Calibrated(nn.Module):
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, Tensor]:
         feeds = dict(zip(self.names, arrays, strict=True))
-        for name in set(Tensors._fields) - set(feeds):  # groups without fields are no inputs
+        dense = Dense(**{name: feeds.pop(name) for name in Dense._fields})
+        for name in {"user", "ad", "context"} - set(feeds):  # groups without fields are no inputs
             rows = feeds["history" if name == "user" else "item"].shape[0]
             feeds[name] = feeds["item"].new_zeros((rows, 0))
-        logit, weight = self.network(Tensors(**feeds))
+        stop = dense.length.index_select(0, feeds["owner"])
+        tensors = Tensors(**feeds, start=stop * 0, stop=stop, dense=dense)
+        logit, weight = self.network(tensors)
         return logit * self.slope + self.offset, weight
 
 
-def export(network: Network, calibration: Calibration, encoder: Encoder) -> bytes:
+def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> bytes:
     """The graph as ONNX bytes. All sizes are dynamic; an input per group that has fields."""
     feeds = random_batch(encoder, users=3, length=5, candidates=7, seed=0).feeds()
     dynamic = torch.export.Dim.DYNAMIC
     shapes = [
         {0: dynamic, 1: dynamic} if name in ("history", "grid") else {0: dynamic} for name in feeds
     ]
-    module = Calibrated(copy.deepcopy(network).eval(), calibration, list(feeds)).eval()
+    network = copy.deepcopy(network).eval()
+    functions = _prepared(network)
+    module = Calibrated(network, calibration, list(feeds)).eval()
     for chatty in ("torch.onnx", "onnxscript"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -75,7 +84,21 @@ def export(network: Network, calibration: Calibration, encoder: Encoder) -> byte
             verbose=False,
         )
     assert program is not None
-    return bytes(program.model_proto.SerializeToString())
+    graph = program.model_proto
+    graph.functions.extend(functions)
+    return bytes(graph.SerializeToString())
+
+
+def _prepared(network: nn.Module) -> list[onnx.FunctionProto]:
+    """Bring our network into the form that is exported; the functions its graph will call."""
+    if not isinstance(network, Network):  # a reference is exported as it is
+        return []
+    network.head.layers = fold(network.head.layers).float()
+    if not isinstance(network.interest, Attention):
+        return []
+    unit = UnitNode(network.interest.unit)
+    network.interest.unit = unit  # type: ignore[assignment]
+    return [unit.function(OPSET)]
 
 
 def session(graph: bytes) -> onnxruntime.InferenceSession:

@@ -11,12 +11,15 @@ A user's history is held once and candidates point to it::
     start, stop [C]          the behaviours a candidate may see: history[owner, start:stop]
 
 All int64. U users, C candidates, L the longest history of the batch (0 is allowed).
+
+In training each impression sees its own part of the history. In serving all candidates of a user
+see the whole of it, and the graph takes ``length`` [U] in place of start and stop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -51,17 +54,30 @@ class Batch:
         return int((self.stop - self.start).sum())
 
     def feeds(self) -> dict[str, Ints]:
-        """Inputs of the scoring graph: the arrays and `grid`, without those that are 0 wide.
+        """Inputs of the scoring graph: the arrays, `length` and `grid`, without those 0 wide.
 
-        Where all histories are empty one padding behaviour stands in, which nobody sees.
+        Where all histories are empty one padding behaviour stands in, which nobody sees. Raises
+        ValueError where `length` does.
         """
         grid, place = self.grid()
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        names = ("history", "user", "item", "ad", "context", "owner")
+        arrays: dict[str, Ints] = {name: getattr(self, name) for name in names}
         if not self.history.shape[1]:
             shape = (self.users, 1, self.history.shape[2])
             arrays["history"] = np.zeros(shape, np.int64)
         feeds = {name: array for name, array in arrays.items() if 0 not in array.shape[1:]}
-        return {**feeds, "grid": grid, "place": place}
+        return {**feeds, "length": self.length(), "grid": grid, "place": place}
+
+    def length(self) -> Ints:
+        """Behaviours of each user [U]; 0 where a user has no candidates.
+
+        Raises ValueError when the candidates of a user do not all see history[:length].
+        """
+        length = np.zeros(self.users, np.int64)
+        length[self.owner] = self.stop
+        if self.start.any() or (length[self.owner] != self.stop).any():
+            raise ValueError("start, stop: a user's candidates must all see its whole history")
+        return length
 
     def grid(self) -> tuple[Ints, Ints]:
         """Candidates side by side per user, so that attention needs no gather of histories.

@@ -15,7 +15,7 @@ WIDTHS = {"history": 3, "user": 2, "item": 2, "ad": 0, "context": 1}
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> Batch:
+def batches(draw: st.DrawFn, whole: bool = False) -> Batch:
     """Up to 3 users (some without candidates), owners in any order, histories of 0 to 5."""
     users, candidates, length = draw(
         st.tuples(st.integers(1, 3), st.integers(0, 6), st.integers(0, 5))
@@ -27,8 +27,10 @@ def batches(draw: st.DrawFn) -> Batch:
         **{name: (candidates, WIDTHS[name]) for name in ("item", "ad", "context")},
     }
     arrays = {name: random.integers(1, 99, shape) for name, shape in shapes.items()}
-    ends = np.sort(random.integers(0, length + 1, (2, candidates)), axis=0)
     owner = random.integers(0, users, candidates)
+    ends = np.sort(random.integers(0, length + 1, (2, candidates)), axis=0)
+    if whole:
+        ends = np.stack([owner * 0, random.integers(0, length + 1, users)[owner]])
     return Batch(**arrays, owner=owner, start=ends[0], stop=ends[1])
 
 
@@ -109,11 +111,25 @@ def test_a_batch_of_no_users_has_an_empty_grid() -> None:
     assert (grid.shape, place.shape) == ((0, 0), (0,))
 
 
-@given(batches())
+@given(batches(), batches(whole=True))
+def test_length_is_what_all_candidates_of_a_user_see(part: Batch, whole: Batch) -> None:
+    """Given the length alone start and stop follow; where they can't, that is an error."""
+    assert (whole.length()[whole.owner] == whole.stop).all()
+    assert not np.delete(whole.length(), whole.owner).any()
+    last = np.zeros(part.users, np.int64)
+    np.maximum.at(last, part.owner, part.stop)
+    if not part.start.any() and (last[part.owner] == part.stop).all():
+        assert np.array_equal(part.length(), last)
+    else:
+        with pytest.raises(ValueError, match="whole history"):
+            part.feeds()
+
+
+@given(batches(whole=True))
 def test_feeds_leave_out_what_is_no_column_wide(batch: Batch) -> None:
     """A graph has no input for a group without fields, but always a history of some length."""
     feeds = batch.feeds()
-    wide = {"history", "user", "item", "context", "owner", "start", "stop", "grid", "place"}
+    wide = {"history", "user", "item", "context", "owner", "length", "grid", "place"}
     assert set(feeds) == wide
     if batch.history.shape[1]:
         assert feeds["history"] is batch.history

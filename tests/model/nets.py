@@ -91,11 +91,17 @@ def network(variant: str, seed: int = 0) -> Network:
 
 
 def batch(
-    seed: int = 0, users: int = 3, length: int = 6, candidates: int = 8, missing: float = 0.2
+    seed: int = 0,
+    users: int = 3,
+    length: int = 6,
+    candidates: int = 8,
+    missing: float = 0.2,
+    whole: bool = False,
 ) -> Batch:
-    """Users with 0 to ``length`` behaviours; candidates of anyone, in no order, see parts of them.
+    """Users with 0 to ``length`` behaviours; candidates of anyone, in no order.
 
-    A share ``missing`` of all field values is PAD, the item ids left out.
+    They see parts of the history, or all of it, as the dense form needs. A share ``missing`` of
+    all field values is PAD, the item ids left out.
     """
     generator = np.random.default_rng(seed)
 
@@ -114,6 +120,8 @@ def batch(
     item[:, 0] = generator.integers(1, 9, candidates)
     owner = generator.integers(0, users, candidates)
     ends = np.sort(generator.integers(0, lengths[owner] + 1, (2, candidates)), 0)
+    if whole:
+        ends = np.stack([owner * 0, lengths[owner]])
     return Batch(
         history=history,
         user=rows(users, width["user"]),

@@ -10,10 +10,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from model.contract.batch import merge
 from model.contract.encode import Request
 from model.contract.repository import Repository
-from service import engine
 from service.engine import EngineError, OnnxEngine, pick_provider, warm_up
 from service.registry import Version, verify
 from service.scorer import Job, cost, expit, run
@@ -54,20 +52,6 @@ def test_a_score_does_not_depend_on_who_shares_the_call(version: Version) -> Non
             np.testing.assert_allclose(together.weight, alone.weight, atol=1e-6)
         else:
             assert alone.weight is None
-
-
-def test_a_large_batch_gives_what_its_parts_give(
-    version: Version, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A batch that is run in chunks of candidates gives the scores of one run."""
-    batch = merge([each.batch for each in jobs_of(version)])
-    whole = version.engine.run(batch, weight=True)
-    monkeypatch.setattr(engine, "_CHUNK_PAIRS", 60)
-    parts = version.engine.run(batch, weight=True)
-    np.testing.assert_allclose(parts.logit, whole.logit, atol=1e-6)
-    assert parts.weight is not None
-    assert whole.weight is not None
-    np.testing.assert_allclose(parts.weight, whole.weight, atol=1e-6)
 
 
 def test_the_cost_of_a_call_is_its_padded_pairs(version: Version) -> None:
