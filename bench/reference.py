@@ -71,6 +71,8 @@ class Reference(nn.Module):
         for table in self.embeddings.tables.values():
             cast(nn.Embedding, table).sparse = False
         self.history = copy.deepcopy(network.history)
+        for gate in self.history.gates.values():
+            cast(nn.Embedding, gate).sparse = False
         unit = copy.deepcopy(attention.unit)
         self.unit = _layers([unit.first, unit.first_activation, *unit.rest])
         self.recency = copy.deepcopy(attention.recency)

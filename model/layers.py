@@ -43,24 +43,6 @@ class Dice(nn.Module):
         p = torch.sigmoid(normal)
         return s * (self.alpha + p * (1 - self.alpha))
 
-    def folded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Scale, shift and gain (width) with ``f(s) = gain * of_normal(scale * s + shift)``.
-
-        In inference all three go into the linear layers around it.
-        """
-        scale = torch.rsqrt(self.norm.running_var + self.norm.eps)
-        return scale, -scale * self.norm.running_mean, self._share() / scale
-
-    def of_normal(self, normal: Tensor) -> Tensor:
-        """``f / gain`` of ``normal = (s - E[s]) / sqrt(Var[s] + eps)``: four passes over it."""
-        _, shift, _ = self.folded()
-        return (normal - shift) * (torch.sigmoid(normal) + self.alpha / self._share())
-
-    def _share(self) -> Tensor:
-        """1 - alpha, never 0."""
-        share = 1 - self.alpha
-        return torch.where(share.abs() < 1e-6, 1e-6, share)
-
 
 class PReLU(nn.Module):
     """max(s, 0) + alpha min(s, 0), alpha per neuron (the last axis, whatever the others are)."""
@@ -159,7 +141,7 @@ class History(nn.Module):
         sizes = embeddings.sizes
         self.gates = nn.ModuleDict(
             {
-                name: nn.Embedding(sizes[table], 2 * width, padding_idx=0)
+                name: nn.Embedding(sizes[table], 2 * width, padding_idx=0, sparse=True)
                 for name, table in self.names
             }
         )

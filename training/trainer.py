@@ -1,8 +1,9 @@
 """The trainer: fits a network on a dataset, stops early, and can be killed at any time.
 
-Adam in both halves: dense for the layers, sparse for the embedding tables, where a step touches
-only the rows that occur in it. The rate rises over the first steps and falls to zero at the last.
-The weights with the best validation GAUC (mean over tasks) are kept.
+Adam in both halves: dense for the layers, sparse for the embedding tables and the gates of
+behaviour fields, where a step touches only the rows that occur in it. The rate rises over the
+first steps and falls to zero at the last. The weights with the best validation GAUC (mean over
+tasks) are kept.
 """
 
 from __future__ import annotations
@@ -71,12 +72,19 @@ class Trainer:
         self, network: Network, data: dict[str, Dataset], config: FitConfig, seed: int, run: Path
     ) -> None:
         self.network, self.data, self.config, self.seed, self.run = network, data, config, seed, run
-        weights = list(network.embeddings.weights().values())
-        tables = {id(weight) for weight in weights}
-        rest = [p for p in network.parameters() if id(p) not in tables]
-        self.sparse = torch.optim.SparseAdam(weights, lr=config.embedding_rate)
+        tables = list(network.embeddings.weights().values())
+        gates = list(network.history.gates.parameters())
+        sparse = {id(p) for p in (*tables, *gates)}
+        rest = [p for p in network.parameters() if id(p) not in sparse]
+        groups = [(tables, config.embedding_rate), (gates, config.rate)]
+        self.sparse = torch.optim.SparseAdam(
+            [{"params": of, "lr": rate, "initial_lr": rate} for of, rate in groups if of]
+        )
         self.dense = torch.optim.AdamW(
-            rest, lr=config.rate, weight_decay=config.weight_decay, fused=True
+            [{"params": rest, "initial_lr": config.rate}],
+            lr=config.rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.counts = {
             name: torch.from_numpy(count) for name, count in data["train"].occurrences().items()
@@ -147,8 +155,8 @@ class Trainer:
     def _set_rates(self) -> None:
         share = self.progress.step / self.steps
         factor = min((self.progress.step + 1) / (self.config.warm_up * self.steps + 1), 1 - share)
-        self.sparse.param_groups[0]["lr"] = self.config.embedding_rate * factor
-        self.dense.param_groups[0]["lr"] = self.config.rate * factor
+        for group in (*self.sparse.param_groups, *self.dense.param_groups):
+            group["lr"] = group["initial_lr"] * factor
 
     def _evaluate(self, report: Report) -> None:
         at, data = self.progress, self.data["validation"]

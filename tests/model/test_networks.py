@@ -53,7 +53,7 @@ def interest_of(network: Network, batch: Batch, dense: bool = False) -> Tensor:
 @every_variant
 def test_pairs_and_grid_give_the_same(variant: str) -> None:
     """The form that trains and the form that is exported agree in logits and weights."""
-    network, batch = nets.network(variant), nets.batch()
+    network, batch = nets.network(variant), nets.batch(whole=True)
     with torch.inference_mode():
         flat, weight = network(Tensors.of(batch))
         dense, grid = network(Tensors.of(batch, dense=True))
@@ -69,7 +69,7 @@ def test_pairs_and_grid_give_the_same(variant: str) -> None:
 @every_variant
 def test_a_score_does_not_depend_on_padding(variant: str, dense: bool) -> None:
     """Longer padding, whatever it holds, changes nothing."""
-    network, batch = nets.network(variant), nets.batch()
+    network, batch = nets.network(variant), nets.batch(whole=dense)
     more = np.pad(batch.history, ((0, 0), (0, 5), (0, 0)))
     lengths = np.zeros(3, np.int64)
     np.maximum.at(lengths, batch.owner, batch.stop)
@@ -84,7 +84,7 @@ def test_a_score_does_not_depend_on_padding(variant: str, dense: bool) -> None:
 @every_variant
 def test_a_score_does_not_depend_on_the_other_candidates(variant: str, dense: bool) -> None:
     """Another order, duplicates and a candidate on its own give the same scores."""
-    network, batch = nets.network(variant), nets.batch()
+    network, batch = nets.network(variant), nets.batch(whole=dense)
     expected = nets.logits(network, batch, dense)
     for at in ([5, 0, 7, 2, 1, 6, 4, 3], [2, 2, 2, 0, 5, 5], [3]):
         same(nets.logits(network, pick(batch, at), dense), expected[at])
@@ -95,12 +95,12 @@ def test_a_score_does_not_depend_on_the_other_candidates(variant: str, dense: bo
 def test_a_score_does_not_depend_on_who_shares_the_batch(variant: str, dense: bool) -> None:
     """Requests merged into one batch score as each alone."""
     network = nets.network(variant)
-    batches = [nets.batch(seed, 2, length, 3) for seed, length in enumerate((6, 1, 0))]
+    batches = [nets.batch(seed, 2, length, 3, whole=dense) for seed, length in enumerate((6, 1, 0))]
     if dense:  # an exported graph always gets one column; see Batch.feeds
         batches[2] = replace(batches[2], history=np.zeros((2, 1, 6), np.int64))
     alone = torch.cat([nets.logits(network, each, dense) for each in batches])
     same(nets.logits(network, merge(batches), dense), alone)
-    whole = nets.batch()
+    whole = nets.batch(whole=dense)
     for user in range(whole.users):
         mine = np.flatnonzero(whole.owner == user)
         if len(mine):
@@ -112,7 +112,7 @@ def test_a_score_does_not_depend_on_who_shares_the_batch(variant: str, dense: bo
 @every_variant
 def test_a_candidate_sees_its_part_of_the_history_only(variant: str, dense: bool) -> None:
     """Behaviours outside start:stop do not matter; each one inside makes the interest another."""
-    network, batch = nets.network(variant), nets.batch(missing=0)
+    network, batch = nets.network(variant), nets.batch(missing=0, whole=dense)
     candidate = int(np.argmax(batch.stop - batch.start))
     user, start, stop = (int(x[candidate]) for x in (batch.owner, batch.start, batch.stop))
     assert stop - start > 1
@@ -146,8 +146,8 @@ def test_only_recency_looks_at_the_order_of_behaviours(variant: str) -> None:
 @every_variant
 def test_an_empty_history_is_no_interest(variant: str, dense: bool) -> None:
     """The interest is exactly zero and the score finite, alone or beside full histories."""
-    network, batch = nets.network(variant), nets.batch()
-    batch = replace(batch, stop=np.where(np.arange(8) % 2, batch.stop, batch.start))
+    network, batch = nets.network(variant), nets.batch(whole=dense)
+    batch = replace(batch, stop=np.where(batch.owner % 2, batch.start, batch.stop))
     interest = interest_of(network, batch, dense)
     assert not interest[batch.start == batch.stop].any()
     assert interest[batch.start < batch.stop].any()
@@ -177,8 +177,10 @@ def test_the_pad_row_stays_zero(variant: str) -> None:
     """Training with missing values everywhere moves the other rows, never the padding."""
     network = nets.network(variant).train()
     tables = network.embeddings.weights()
-    rest = [p for n, p in network.named_parameters() if not n.startswith("embeddings.")]
-    sparse = torch.optim.SparseAdam(list(tables.values()), lr=0.1)
+    gates = list(network.history.gates.parameters())
+    rows = {id(p) for p in (*tables.values(), *gates)}
+    rest = [p for p in network.parameters() if id(p) not in rows]
+    sparse = torch.optim.SparseAdam([*tables.values(), *gates], lr=0.1)
     dense = torch.optim.AdamW(rest, lr=0.1, weight_decay=0.1)
     before = tables["genre"].detach().clone()
     for seed in range(3):
