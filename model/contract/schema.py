@@ -39,6 +39,8 @@ Kind = Literal["category", "tags", "number"]
 Group = Literal["user", "item", "behaviour", "ad", "context"]
 GROUPS: tuple[Group, ...] = ("user", "item", "behaviour", "ad", "context")
 RESERVED = frozenset({"user_id", "ts", "split", "behaviour", "probability"})
+# A score of an answer holds these beside one probability per task; ctr is that of the first task.
+SCORED = frozenset({"item_id", "status", "because"})
 MAX_NAME = 100
 MAX_HISTORY = 10_000
 MAX_TAGS = 256
@@ -211,7 +213,11 @@ class _Reader:
             where = f"task[{index}]"
             if not isinstance(table, dict) or set(table) != {"name"}:
                 raise self.fail(where, "a table with just a name")
-            names.append(self.name(table, where))
+            name = self.name(table, where)
+            if name in SCORED or (name == "ctr" and index):
+                expected = f"a name other than {name} (a field of every score)"
+                raise self.fail(f"{where}.name", expected)
+            names.append(name)
         return tuple(names)
 
     def name(self, table: Mapping[str, Any], where: str) -> str:

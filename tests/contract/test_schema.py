@@ -28,6 +28,7 @@ def test_defaults_are_a_hundred_behaviours_and_one_task() -> None:
     """The smallest schema has an item id, 100 behaviours and the task ctr."""
     schema = Schema.parse(HEAD)
     assert (schema.history_length, schema.tasks) == (100, ("ctr",))
+    assert Schema.parse(f'{HEAD}[[task]]\nname = "ctr"').tasks == ("ctr",)
     assert [field.name for field in schema.fields] == ["item_id"]
     assert [schema.width(group) for group in GROUPS] == [0, 1, 0, 0, 0]
 
@@ -84,6 +85,15 @@ ERRORS = [
     (f'{HEAD}[[task]]\nname = "ctr"\nweight = 1', "task[0]", "a table with just a name"),
     (f'{HEAD}[[task]]\nname = "a-b"', "task[0].name", "an identifier"),
     (f'{HEAD}[[task]]\nname = "ts"', "task[0].name", "a name other than ts (reserved)"),
+    *(
+        (
+            f'{HEAD}[[task]]\nname = "a"\n[[task]]\nname = "{name}"',
+            "task[1].name",
+            f"a name other than {name} (a field of every score)",
+        )
+        for name in ("item_id", "status", "because", "ctr")
+    ),
+    (f'{HEAD}[[task]]\nname = "status"', "task[0].name", "a name other than status (a field of"),
     (f'{HEAD}[[task]]\nname = "a"\n[[task]]\nname = "a"', "task", "task names that differ"),
     # groups
     ('name = "shop"', "item", "a first item field named item_id"),
