@@ -159,6 +159,22 @@ def test_a_killed_redis_degrades_the_score_and_its_return_restores_it(line: Line
             assert service.score(**ask).json()["scores"] == before["scores"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc on this system")
+def test_the_service_stays_under_400_mib_after_the_largest_requests(line: Line, tmp_path: Path):
+    """2,000 candidates with reasons, stored histories and sent ones: resident memory is bounded."""
+    films = [str(film % (MOVIES + 10)) for film in range(2000)]  # some are unknown
+    history = [{"item_id": film, "ts": at, "rating": "4"} for at, film in enumerate(films)]
+    with Service(line.repository, line.redis.url, log=tmp_path / "log") as service:
+        for user in range(20):
+            more = {"history": history} if user % 2 else {}
+            answer = service.score(
+                user_id=str(user), candidates=films, explain=20, timeout_ms=30000, **more
+            )
+            assert answer.status_code == 200
+            assert len(answer.json()["scores"]) == 2000
+        assert service.memory_mib() < 400
+
+
 @dataclass
 class Load:
     """Requests one after the other until told to stop; every answer is kept."""
