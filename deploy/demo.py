@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from deploy import movielens
@@ -41,6 +40,7 @@ from deploy.processes import (
     service,
 )
 from deploy.shop import Shop
+from terminal.progress import progress
 
 CANDIDATES = 200
 WARM_UP = 30
@@ -237,15 +237,13 @@ def latency(console: Console, client: Client, shop: Shop) -> tuple[float, float]
         asked = {"user_id": user, "candidates": candidates, "context": shop.context}
         bodies.append(json.dumps(asked).encode())
     taken = []
-    columns = TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(bodies))
+    with progress(console) as update:
         for body in bodies:
             started = time.perf_counter()
             client.score(body)
             taken.append(1000 * (time.perf_counter() - started))
             if len(taken) % 10 == 0 or len(taken) == len(bodies):
-                progress.update(task, completed=len(taken))
+                update("requests", len(taken), len(bodies), {})
     p50, p99 = np.percentile(taken[WARM_UP:], [50, 99])
     return float(p50), float(p99)
 

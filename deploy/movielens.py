@@ -9,14 +9,8 @@ from pathlib import Path
 
 import httpx
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+
+from terminal.progress import progress
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 ANSWER_SECONDS = 5.0
@@ -97,15 +91,11 @@ def titles(path: Path) -> dict[str, str]:
 
 def _watch(thread: _Download, console: Console) -> None:
     """Show the download until it ends. Raises `DownloadError` when nothing comes any more."""
-    columns = TextColumn("download"), BarColumn(), DownloadColumn()
-    with Progress(
-        *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console
-    ) as progress:
-        task = progress.add_task("", total=thread.total or None)
+    with progress(console) as update:
         done = -1
         while thread.is_alive():
             thread.join(0.1)
-            progress.update(task, completed=thread.done)
+            update("download kB", thread.done // 1000, thread.total // 1000, {})
             if thread.done > done:
                 done, waited = thread.done, 0.0
             elif (waited := waited + 0.1) > STALL_SECONDS:

@@ -112,6 +112,7 @@ def load_histories(
     from rich.console import Console
 
     from service import load
+    from terminal.progress import progress
 
     settings = _settings(
         repository=repository, redis_url=redis_url, name=name, key_prefix=key_prefix
@@ -120,17 +121,16 @@ def load_histories(
     started = time.perf_counter()
     schema = _newest_schema(settings)
     try:
-        with console.status("Reading the behaviours"):
+        with progress(console) as update:
+            update("read", 0, 0, {})
             histories = load.read(data, schema)
-        with _progress(console) as progress:
-            task = progress.add_task("Storing", total=len(histories))
             count = load.write(
                 histories,
                 schema,
                 settings.redis_url,
                 prefix=settings.key_prefix,
                 seconds=days * 24 * 3600,
-                progress=lambda some: progress.advance(task, some),
+                progress=lambda done: update("store keys", done, len(histories), {}),
             )
     except load.LoadError as error:
         raise CommandError(str(error)) from None
@@ -202,25 +202,6 @@ def _newest_schema(settings: Settings) -> Any:
         return repository.open(versions[-1]).schema
     except (RepositoryError, BundleError) as error:
         raise CommandError(str(error)) from None
-
-
-def _progress(console: Any) -> Any:
-    from rich import progress
-
-    class Rate(progress.ProgressColumn):
-        """Keys per second."""
-
-        def render(self, task: progress.Task) -> str:
-            return f"{task.speed:,.0f} keys/s" if task.speed else ""
-
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        Rate(),
-        progress.TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def _print_ranking(body: dict[str, Any]) -> None:

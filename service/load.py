@@ -95,9 +95,12 @@ def write(
     *,
     prefix: str,
     seconds: int = TIME_TO_LIVE,
-    progress: Callable[[int], object] = lambda count: None,
+    progress: Callable[[int], object] = lambda written: None,
 ) -> int:
-    """Store everything with a time to live; how many keys. Raises `LoadError`."""
+    """Store everything with a time to live; how many keys. Raises `LoadError`.
+
+    ``progress`` is told how many keys are written, time and again.
+    """
     entries = histories.entries(schema, prefix)
     written = 0
     try:
@@ -108,7 +111,7 @@ def write(
                     pipeline.set(key, value, ex=seconds)
                 pipeline.execute()
                 written += len(some)
-                progress(len(some))
+                progress(written)
     except (RedisError, OSError, ValueError) as error:
         raise LoadError(f"Redis: {error}") from None
     return written

@@ -58,25 +58,31 @@ def prepare(
     ] = 0.001,
 ) -> None:
     """Read raw logs into the canonical form: events, items and users as Parquet, and the schema."""
+    from terminal.progress import progress
     from training import readers, report, tables, world
 
-    if source is Source.synthetic:
-        logs = world.World(users=users, seed=seed).logs()
-    elif path is None:
-        raise typer.BadParameter(f"--path is needed for {source}")
-    elif source is Source.movielens_1m:
-        logs = readers.read_movielens(path, test_users, seed=seed, max_bad_share=max_bad_share)
-    elif source is Source.amazon_csv:
-        logs = readers.read_amazon(path, seed=seed, max_bad_share=max_bad_share)
-    else:
-        if schema is None:
-            raise typer.BadParameter("--schema is needed for parquet")
-        if any("=" not in each for each in column or []):
-            raise typer.BadParameter("--column: expected canonical=yours")
-        pairs = dict(each.split("=", 1) for each in column or [])
-        logs = tables.read_tables(path, schema, columns=pairs, max_bad_share=max_bad_share)
+    with progress(console) as update:
+        if source is Source.synthetic:
+            logs = world.World(users=users, seed=seed).logs(update=update)
+        elif path is None:
+            raise typer.BadParameter(f"--path is needed for {source}")
+        elif source is Source.movielens_1m:
+            logs = readers.read_movielens(
+                path, test_users, seed=seed, max_bad_share=max_bad_share, update=update
+            )
+        elif source is Source.amazon_csv:
+            logs = readers.read_amazon(path, seed=seed, max_bad_share=max_bad_share, update=update)
+        else:
+            if schema is None:
+                raise typer.BadParameter("--schema is needed for parquet")
+            if any("=" not in each for each in column or []):
+                raise typer.BadParameter("--column: expected canonical=yours")
+            pairs = dict(each.split("=", 1) for each in column or [])
+            logs = tables.read_tables(
+                path, schema, columns=pairs, max_bad_share=max_bad_share, update=update
+            )
+        logs.write(out, update)
     report.malformed(console, logs.malformed)
-    logs.write(out)
     shown = logs.events["split"].drop_nulls().value_counts().rows()
     splits = ", ".join(f"{count:,} {name}" for name, count in sorted(shown, reverse=True))
     console.print(
@@ -98,11 +104,14 @@ def fit(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads (results depend on it).")] = 2,
 ) -> None:
     """Train a model, stop early by validation GAUC, calibrate it, measure it on the test set."""
+    from terminal.progress import progress
     from training import report
     from training.fit import fit as run_fit
 
-    with report.progress(console) as update:
-        figures = run_fit(data, out, model, seed, setting or [], threads, update)
+    with progress(console) as update:
+        figures, trained = run_fit(data, out, model, seed, setting or [], threads, update)
+    if not trained:
+        console.print(f"{out}: this run is finished; nothing was trained", soft_wrap=True)
     report.metrics_table(console, f"{model}, seed {seed}: {out}", figures["metrics"])
     stopped = figures["progress"]
     console.print(
@@ -118,16 +127,26 @@ def evaluate(
         Path | None, typer.Option(help="Parquet file to write: user, item, label, probability.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared logs; default: the run's.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Another run on the same logs: RelaImpr over its metrics.")
+    ] = None,
 ) -> None:
     """Measure a run on the test impressions of its logs; one row per impression if asked."""
-    from training import report
+    from terminal.progress import progress
+    from training import metrics, report
+    from training.fit import baseline as baseline_metrics
     from training.fit import evaluate as run_evaluate
 
-    with report.progress(console) as update:
-        metrics, frame = run_evaluate(run, data, update)
+    base = baseline_metrics(baseline, run, data) if baseline is not None else None
+    with progress(console) as update:
+        measured, frame = run_evaluate(run, data, update)
     if predictions is not None:
         frame.write_parquet(predictions)
-    report.metrics_table(console, str(run), {"test": metrics})
+    report.metrics_table(console, str(run), {"test": measured})
+    if base is not None:
+        improved = metrics.improvement(measured, base).items()
+        shown = ", ".join(f"{name} {value:+.2%}" for name, value in improved)
+        console.print(f"RelaImpr over {baseline}: {shown}", soft_wrap=True)
 
 
 @app.command()
@@ -136,11 +155,11 @@ def export(
     repository: Annotated[Path, typer.Option(help="Model repository; made when not there.")],
 ) -> None:
     """Export a run to ONNX, hold it against PyTorch, and publish it as the next version."""
-    from training import report
+    from terminal.progress import progress
     from training.publish import publish
     from training.run import Run
 
-    with report.progress(console) as update:
+    with progress(console) as update:
         found, version, worst = publish(Run(run), repository, update)
     console.print(
         f"published {found.folder / str(version)}; "

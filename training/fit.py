@@ -11,14 +11,15 @@ from typing import Any
 import polars as pl
 import torch
 
+from model.network import Network
 from model.zoo import make
+from terminal.progress import Update
 from training import calibrate, checkpoint, metrics
 from training.calibrate import Calibration, sigmoid
 from training.dataset import Dataset, build, learn_encoder
 from training.golden import golden_requests
 from training.logs import Logs, LogsError
 from training.recipe import settings
-from training.report import Update
 from training.run import Run, RunError
 from training.trainer import Trainer, predict
 
@@ -31,21 +32,18 @@ def fit(
     given: Sequence[str],
     threads: int,
     update: Update,
-) -> dict[str, Any]:
-    """Train a run to its end and write it down; returns its metrics, progress and speed.
+) -> tuple[dict[str, Any], bool]:
+    """Train a run to its end and write it down; its metrics, progress and speed, and whether it was
+    trained now: a finished run is left as it is.
 
     Raises what reading, settings and training raise. A run that was killed goes on from its last
     checkpoint when asked for with the same arguments.
     """
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
+    update("read", 0, 0, {})
     logs = Logs.read(data)
     config, how = settings(logs.schema.name, model, given)
-    encoder = learn_encoder(logs)
-    sets = build(logs, encoder)
-    for split, part in sets.items():
-        _need(data, split, part)
-    run = Run(out)
     about = {
         "model": model,
         "options": _plain(asdict(config)),
@@ -55,6 +53,15 @@ def fit(
         "data": str(data.resolve()),
         "logs": _digest(data),
     }
+    run = Run(out)
+    if run.found(about) and (finished := run.results()):
+        checkpoint.remove(out)  # of a fit that was killed right after its end
+        return finished, False
+    update("encode", 0, 0, {})
+    encoder = learn_encoder(logs)
+    sets = build(logs, encoder)
+    for split, part in sets.items():
+        _need(data, split, part)
     run.start(logs.schema_text, encoder, golden_requests(logs), about)
     torch.manual_seed(seed)
     sizes = {name: table.size for name, table in encoder.tables.items()}
@@ -62,12 +69,11 @@ def fit(
     trainer = Trainer(network, sets, how, seed, out)
     progress = trainer.fit(update)
     network.embeddings.settle_unknown(trainer.counts)
-    validation = sets["validation"]
-    logit = predict(network, validation)
-    calibration = calibrate.fit(logit, validation.label, how.negatives_kept)
+    measured = {name: sets[name] for name in ("validation", "test")}
+    logits = _predict(network, measured, update)
+    calibration = calibrate.fit(logits["validation"], sets["validation"].label, how.negatives_kept)
     figures = {
-        name: _measure(logs, sets[name], predict(network, sets[name]), calibration)
-        for name in ("validation", "test")
+        name: _measure(logs, part, logits[name], calibration) for name, part in measured.items()
     }
     results = {
         "metrics": figures,
@@ -76,7 +82,7 @@ def fit(
     }
     run.finish(network, calibration, results)
     checkpoint.remove(out)
-    return results
+    return results, True
 
 
 def evaluate(
@@ -92,12 +98,14 @@ def evaluate(
     network, calibration = run.network(encoder), run.calibration()
     torch.set_num_threads(about["threads"])
     data = data or Path(about["data"])
+    update("read", 0, 0, {})
     logs = Logs.read(data)
     if logs.schema.fingerprint != encoder.schema.fingerprint:
         raise RunError(f"{folder}: trained on another schema than that of {data}")
+    update("encode", 0, 0, {})
     test = build(logs, encoder)["test"]
     _need(data, "test", test)
-    logit = predict(network, test, lambda n: update("evaluate", n, len(test), {}))
+    logit = _predict(network, {"test": test}, update)["test"]
     probability = sigmoid(calibration.apply(logit))
     events = logs.events.sort("user_id", "ts", maintain_order=True)[test.event]
     columns = {"user": events["user_id"], "item": events["item_id"]}
@@ -107,6 +115,36 @@ def evaluate(
         columns[f"{prefix}label"] = events[task]
         columns[f"{prefix}probability"] = pl.Series(probability[:, at])
     return _measure(logs, test, logit, calibration), pl.DataFrame(columns)
+
+
+def baseline(folder: Path, run: Path, data: Path | None) -> dict[str, float]:
+    """The test metrics of the run in ``folder``, to compare those of another with.
+
+    Raises `RunError` when it has not ended, or was measured on other logs than that run will be
+    (``data``, or its own).
+    """
+    about = Run(folder).about()
+    if "metrics" not in about:
+        raise RunError(f"{folder}: not trained to the end; run fit again to go on")
+    if about["logs"] != (_digest(data) if data else Run(run).about()["logs"]):
+        raise RunError(f"{folder}: measured on other logs than {run}")
+    found: dict[str, float] = about["metrics"]["test"]
+    return found
+
+
+def _predict(
+    network: Network, parts: Mapping[str, Dataset], update: Update
+) -> dict[str, metrics.Array]:
+    """Logits of each part."""
+    done, total, found = 0, sum(map(len, parts.values())), {}
+    for name, part in parts.items():
+
+        def told(n: int, before: int = done) -> None:
+            update("measure", before + n, total, {})
+
+        found[name] = predict(network, part, told)
+        done += len(part)
+    return found
 
 
 def _measure(

@@ -33,6 +33,7 @@ from pathlib import Path
 import polars as pl
 
 from model.contract.schema import Field, Schema
+from terminal.progress import Update, quiet
 
 SPLITS = ("train", "validation", "test")
 LISTED = 20
@@ -147,7 +148,7 @@ class Logs:
         logs.check(folder)
         return logs
 
-    def write(self, folder: str | Path) -> None:
+    def write(self, folder: str | Path, update: Update = quiet) -> None:
         """Write the four files whole or not at all.
 
         New files are complete before any old one is touched. schema.toml is taken away first and
@@ -157,8 +158,12 @@ class Logs:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".logs-", dir=folder) as name:
             fresh = Path(name)
+            done, total = 0, sum(frame.height for frame in self._tables().values())
+            update("write rows", done, total, {})
             for table, frame in self._tables().items():
                 frame.write_parquet(fresh / table)
+                done += frame.height
+                update("write rows", done, total, {})
             (fresh / "schema.toml").write_bytes(self.schema_text.encode())
             for file in fresh.iterdir():
                 with file.open("rb") as stream:

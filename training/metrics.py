@@ -5,6 +5,7 @@ label 0/1 [n], score or probability [n], user [n]; ties count half.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,17 @@ def gauc(user: Array, label: Array, score: Array) -> float:
 def rela_impr(measured: float, base: float) -> float:
     """Improvement over a base model (paper section 6.3, equation 11): 0 is none, 0.1 is 10 %."""
     return (measured - 0.5) / (base - 0.5) - 1
+
+
+def improvement(measured: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
+    """RelaImpr of every AUC and GAUC (of each task) that both have, by their names.
+
+    Left out where the base model ranks as chance does, which nothing can be measured by.
+    """
+    names = [name for name in measured if name.rpartition(".")[2] in ("auc", "gauc")]
+    return {
+        name: rela_impr(measured[name], base[name]) for name in names if base.get(name, 0.5) != 0.5
+    }
 
 
 def log_loss(label: Array, probability: Array) -> float:

@@ -10,25 +10,23 @@ import numpy as np
 
 from model.contract import bundle
 from model.contract.repository import Repository
+from terminal.progress import Update, quiet
 from training.export import exact_logits, export, parity
-from training.report import Update
 from training.run import Run
 
 
-def publish(
-    run: Run, root: Path, update: Update = lambda stage, done, total, figures: None
-) -> tuple[Repository, int, float]:
+def publish(run: Run, root: Path, update: Update = quiet) -> tuple[Repository, int, float]:
     """The repository, the new version, and the parity gate's largest |dlogit|.
 
     Raises `ParityError`, `RunError`, and `BundleError`; then nothing is published.
     """
     about, encoder = run.about(), run.encoder()
     network, calibration = run.network(encoder), run.calibration()
-    update("export", 0, 3, {})
+    update("trace to ONNX", 0, 0, {})
     graph = export(network, calibration, encoder)
-    update("export", 1, 3, {})
+    update("compare with PyTorch", 0, 0, {})
     worst = max(parity(network, calibration, encoder, graph).values())
-    update("export", 2, 3, {})
+    update("publish", 0, 0, {})
     requests = run.golden()
     batch = bundle.encode_golden(encoder, requests)
     exact = exact_logits(copy.deepcopy(network).double().eval(), calibration, batch)
@@ -48,5 +46,4 @@ def publish(
             lineage=lineage,
         )
     )
-    update("export", 3, 3, {})
     return repository, version, worst

@@ -14,13 +14,19 @@ import numpy as np
 import polars as pl
 from xxhash import xxh3_64_intdigest
 
+from terminal.progress import Update, quiet
 from training.logs import Logs, LogsError
-from training.rows import Rows, cut, empty, need, read_csv, repeated, settle, split_lines
+from training.rows import Reading, Rows, cut, empty, need, read_csv, repeated, settle
 
 SCHEMAS = Path(__file__).with_name("schemas")
 MAX_BAD_SHARE = 0.001
 TEST_SHARE = 1679 / 6040
 VALIDATION_SHARE = 0.1
+COLUMNS = {
+    "ratings": ("user_id", "item_id", "rating", "ts"),
+    "movies": ("item_id", "title", "genre"),
+    "users": ("user_id", "gender", "age", "occupation", "zip_code"),
+}
 
 
 def read_movielens(
@@ -29,6 +35,7 @@ def read_movielens(
     *,
     seed: int = 0,
     max_bad_share: float = MAX_BAD_SHARE,
+    update: Update = quiet,
 ) -> Logs:
     """MovieLens-1M from its official zip; a rating is a behaviour and an impression.
 
@@ -37,9 +44,8 @@ def read_movielens(
     Raises `LogsError`.
     """
     archive = Path(zip_path)
-    ratings = _member(archive, "ratings", ("user_id", "item_id", "rating", "ts"))
-    movies = _member(archive, "movies", ("item_id", "title", "genre"))
-    people = _member(archive, "users", ("user_id", "gender", "age", "occupation", "zip_code"))
+    ratings, movies, people = _members(archive, update)
+    update("arrange", 0, 0, {})
     ratings = ratings.with_columns(pl.col("ts").cast(pl.Int64, strict=False)).mark(
         *empty("user_id", "item_id"),
         (~pl.col("rating").is_in(["1", "2", "3", "4", "5"]), "rating is not 1 to 5"),
@@ -78,6 +84,7 @@ def read_amazon(
     seed: int = 0,
     validation_share: float = 0.2,
     max_bad_share: float = MAX_BAD_SHARE,
+    update: Update = quiet,
 ) -> Logs:
     """Amazon 5-core reviews from ``prefix`` + .events.csv.gz, .items.csv.gz and .test.csv.gz.
 
@@ -88,7 +95,9 @@ def read_amazon(
     Raises `LogsError`.
     """
     files = [Path(f"{prefix}.{part}.csv.gz") for part in ("events", "items", "test")]
-    events, items, tests = (read_csv(file) for file in files)
+    reading = Reading.of(files, update)
+    events, items, tests = (read_csv(file, reading) for file in files)
+    update("arrange", 0, 0, {})
     events = need(events, ("user_id", "item_id", "step"))
     events = events.with_columns(pl.col("step").cast(pl.Int64, strict=False))
     events = events.mark(
@@ -139,16 +148,33 @@ def read_amazon(
     return Logs.build(SCHEMAS / "amazon.toml", both, catalogue, users, malformed)
 
 
-def _member(archive: Path, name: str, columns: tuple[str, ...]) -> Rows:
-    member = f"ml-1m/{name}.dat"
+def _members(archive: Path, update: Update) -> list[Rows]:
+    """The ratings, the films and the users."""
+    data = {name: _member(archive, f"ml-1m/{name}.dat") for name in COLUMNS}
+    reading = Reading(update, sum(map(len, data.values())))
+
+    def rows(name: str) -> Rows:
+        size = len(data[name])
+        return cut(
+            f"{archive}/ml-1m/{name}.dat",
+            data[name],
+            "latin-1",
+            "::",
+            COLUMNS[name],
+            lambda share: reading.add(share * size),
+        )
+
+    return [rows(name) for name in COLUMNS]
+
+
+def _member(archive: Path, member: str) -> bytes:
     try:
         with zipfile.ZipFile(archive) as opened:
-            data = opened.read(member)
+            return opened.read(member)
     except KeyError:
         raise LogsError(str(archive), member, "a member of this name, found none") from None
     except (OSError, zipfile.BadZipFile, zlib.error) as error:
         raise LogsError(str(archive), member, f"a readable zip ({error})") from None
-    return cut(f"{archive}/{member}", split_lines(data, "latin-1"), columns, "::")
 
 
 def _drawn(ids: pl.Series, purpose: str, seed: int, share: float) -> pl.Series:

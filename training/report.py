@@ -1,67 +1,13 @@
-"""What the job shows: progress bars with rates and time left, and tables of metrics."""
+"""What the job prints: tables of metrics, and which rows were malformed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-from rich.text import Text
 
 from training.logs import Malformed
-
-Update = Callable[[str, int, int, Mapping[str, float]], None]
-
-
-class _Rate(ProgressColumn):
-    """Units a second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f}/s" if speed else "", style="progress.data.speed")
-
-
-@contextmanager
-def progress(console: Console) -> Iterator[Update]:
-    """Bars by stage: call the given function with (stage, done, total, figures)."""
-    bar = Progress(
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-        _Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-        console=console,
-    )
-    tasks: dict[str, TaskID] = {}
-
-    def update(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        if not tasks:
-            bar.start()  # not before: an error that comes first is to be the only line
-        if stage not in tasks:
-            tasks[stage] = bar.add_task(stage, total=total, figures="")
-        text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        if bar.tasks[tasks[stage]].finished and done < total:
-            bar.reset(tasks[stage], total=total, figures=text)
-        bar.update(tasks[stage], completed=done, figures=text)
-
-    try:
-        yield update
-    finally:
-        if tasks:
-            bar.stop()
 
 
 def metrics_table(console: Console, title: str, rows: Mapping[str, Mapping[str, float]]) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import gzip
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
+from terminal.progress import Update
 from training.logs import LISTED, BadRow, LogsError, Malformed
 
 LINE, REASON = "#line", "#reason"
+SLICE = 1 << 22
 UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -83,18 +86,84 @@ def read_bytes(path: Path) -> bytes:
         raise LogsError(str(path), "file", f"a readable file ({error})") from None
 
 
-def split_lines(data: bytes, encoding: str) -> pl.DataFrame:
+@dataclass
+class Reading:
+    """How far some files are read: ``update`` is told of the bytes whose rows are cut, in kB."""
+
+    update: Update
+    total: int
+    done: float = 0.0
+
+    @classmethod
+    def of(cls, files: Sequence[Path], update: Update) -> Reading:
+        return cls(update, sum(path.stat().st_size for path in files if path.exists()))
+
+    def add(self, size: float) -> None:
+        """Rows were cut from so many more bytes."""
+        self.done += size
+        done, total = (math.ceil(size / 1000) for size in (self.done, self.total))
+        self.update("read kB", min(done, total), total, {})
+
+
+def split_lines(data: bytes, encoding: str, first: int = 1) -> pl.DataFrame:
     """The lines with their number and, where bytes can't be decoded, a reason; no empty lines."""
-    text = data.decode(encoding, errors="replace").removeprefix("\N{BOM}")
+    text = data.decode(encoding, errors="replace")
+    if first == 1:
+        text = text.removeprefix("\N{BOM}")
     lines = pl.Series("text", [text]).str.split("\n").explode().str.strip_suffix("\r")
-    frame = pl.DataFrame({LINE: pl.int_range(1, len(lines) + 1, eager=True), "text": lines})
+    number = pl.int_range(first, first + len(lines), eager=True)
+    frame = pl.DataFrame({LINE: number, "text": lines})
     broken = pl.col("text").str.contains(UNDECODABLE, literal=True)
     reason = pl.when(broken).then(pl.lit(f"not {encoding} text")).alias(REASON)
     return frame.filter(pl.col("text") != "").with_columns(reason)
 
 
-def cut(file: str, lines: pl.DataFrame, names: Sequence[str], separator: str) -> Rows:
-    """Cut lines into text columns; a line with another number of fields is malformed.
+def slices(data: bytes) -> Iterator[bytes]:
+    """The data in parts of about `SLICE` bytes, each of whole lines; one part at least."""
+    begin = 0
+    while True:
+        end = data.find(b"\n", begin + SLICE) + 1 or len(data)
+        yield data[begin:end]
+        if end == len(data):
+            return
+        begin = end
+
+
+def cut(
+    file: str,
+    data: bytes,
+    encoding: str,
+    separator: str,
+    names: Sequence[str] | None = None,
+    told: Callable[[float], None] = lambda share: None,
+) -> Rows:
+    """Cut a file into text columns; ``told`` gets the share of each part that was cut.
+
+    Without ``names`` they are in the first line. Raises `LogsError` where that is none.
+    """
+    frames, first = [], 1
+    for part in slices(data):
+        lines = split_lines(part, encoding, first)
+        if names is None and not lines.is_empty():
+            names, lines = _header(file, lines["text"][0]), lines.slice(1)
+        if names is not None:
+            frames.append(_fields(lines, names, separator))
+        first += part.count(b"\n")
+        told(len(part) / max(len(data), 1))
+    if names is None:
+        raise LogsError(file, "header", "a line with the names of the columns")
+    return Rows(file, pl.concat(frames))
+
+
+def _header(file: str, line: str) -> list[str]:
+    names = _unquote(line)
+    if not names or "" in names or len(set(names)) < len(names):
+        raise LogsError(file, "header", "names of columns that differ and are not empty")
+    return names
+
+
+def _fields(lines: pl.DataFrame, names: Sequence[str], separator: str) -> pl.DataFrame:
+    """Lines in columns; one with another number of fields is malformed.
 
     Quotes matter only with a comma; a quoted field ends on the line it starts on.
     """
@@ -113,14 +182,12 @@ def cut(file: str, lines: pl.DataFrame, names: Sequence[str], separator: str) ->
     else:
         frame = lines.with_columns(parts.alias("parts"))
     wrong = pl.col("parts").list.len() != len(names)
-    frame = frame.select(
+    reason = pl.when(wrong).then(pl.lit(f"the number of fields is not {len(names)}"))
+    return frame.select(
         LINE,
-        REASON,
-        wrong.alias("#wrong"),
+        pl.coalesce(REASON, reason).alias(REASON),
         *(pl.col("parts").list.get(i, null_on_oob=True).alias(n) for i, n in enumerate(names)),
     )
-    rows = Rows(file, frame).mark((pl.col("#wrong"), f"the number of fields is not {len(names)}"))
-    return replace(rows, frame=rows.frame.drop("#wrong"))
 
 
 def _unquote(text: str) -> list[str]:
@@ -130,21 +197,17 @@ def _unquote(text: str) -> list[str]:
         return []
 
 
-def read_csv(path: Path) -> Rows:
+def read_csv(path: Path, reading: Reading) -> Rows:
     """A CSV file with a header, every column as text. Raises `LogsError`."""
-    lines = split_lines(read_bytes(path), "utf-8")
-    if lines.is_empty():
-        raise LogsError(str(path), "header", "a line with the names of the columns")
-    names = _unquote(lines["text"][0])
-    if not names or "" in names or len(set(names)) < len(names):
-        raise LogsError(str(path), "header", "names of columns that differ and are not empty")
-    return cut(str(path), lines.slice(1), names, ",")
+    data, size = read_bytes(path), path.stat().st_size
+    return cut(str(path), data, "utf-8", ",", told=lambda share: reading.add(share * size))
 
 
-def read_parquet(path: Path) -> Rows:
+def read_parquet(path: Path, reading: Reading) -> Rows:
     """A Parquet file as it is. Raises `LogsError`."""
     try:
         frame = pl.read_parquet(path)
+        reading.add(path.stat().st_size)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise LogsError(str(path), "file", f"a readable Parquet file ({error})") from None
     line = pl.int_range(1, frame.height + 1, eager=True).alias(LINE)

@@ -28,6 +28,8 @@ from model.network import Network
 from model.zoo import configure, make
 from training.calibrate import Calibration
 
+RESULTS = ("metrics", "progress", "samples_per_s")
+
 
 class RunError(ValueError):
     """A folder that is no run, or a run that can't do what was asked."""
@@ -42,16 +44,10 @@ class Run:
     def start(
         self, schema_text: str, encoder: Encoder, golden: Sequence[Mapping[str, Any]], about: Any
     ) -> None:
-        """Write down what will be trained. A run of the same things may be resumed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / "run.json").exists():
-            old = self.about()
-            other = [key for key, value in about.items() if old.get(key) != value]
-            if other:
-                raise RunError(
-                    f"{self.folder}: holds a run of other {', '.join(other)}; choose another --out"
-                )
+        """Write down what will be trained, unless that is done (`found`)."""
+        if self.found(about):
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "encoder").exists():  # of a start that was killed
             shutil.rmtree(self.folder / "encoder")
         (self.folder / "schema.toml").write_text(schema_text, encoding="utf-8")
@@ -64,10 +60,27 @@ class Run:
         self._write("golden.json", golden)
         self._write("run.json", about)
 
+    def found(self, about: Mapping[str, Any]) -> bool:
+        """Whether a run of these things was started here. Raises `RunError` for one of others."""
+        if not (self.folder / "run.json").exists():
+            return False
+        old = self.about()
+        other = [key for key, value in about.items() if old.get(key) != value]
+        if other:
+            raise RunError(
+                f"{self.folder}: holds a run of other {', '.join(other)}; choose another --out"
+            )
+        return True
+
+    def results(self) -> dict[str, Any] | None:
+        """What was measured; None while training has not ended. Raises `RunError`."""
+        about = self.about()
+        return {key: about[key] for key in RESULTS} if "calibration" in about else None
+
     def finish(
         self, network: Network, calibration: Calibration, results: Mapping[str, Any]
     ) -> None:
-        """Keep the best weights, their calibration and what was measured."""
+        """Keep the best weights, their calibration and what was measured (`RESULTS`)."""
         weights = {name: value.contiguous() for name, value in network.state_dict().items()}
         save_file(weights, self.folder / ".weights.safetensors")
         os.replace(self.folder / ".weights.safetensors", self.folder / "weights.safetensors")

@@ -10,6 +10,7 @@ import polars as pl
 
 from model.contract.encode import MAX_ID_CHARACTERS
 from model.contract.schema import Field, Schema
+from terminal.progress import Update, quiet
 from training.logs import (
     SPLITS,
     Logs,
@@ -19,7 +20,7 @@ from training.logs import (
     user_columns,
 )
 from training.readers import MAX_BAD_SHARE
-from training.rows import Rows, empty, need, read_csv, read_parquet, repeated, settle
+from training.rows import Reading, Rows, empty, need, read_csv, read_parquet, repeated, settle
 
 SUFFIXES = ("parquet", "csv", "csv.gz")
 
@@ -30,6 +31,7 @@ def read_tables(
     *,
     columns: Mapping[str, str] | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
+    update: Update = quiet,
 ) -> Logs:
     """Logs from events, items and users tables, each one .parquet, .csv or .csv.gz.
 
@@ -45,7 +47,10 @@ def read_tables(
     for name in theirs:
         if name not in known:
             raise LogsError("columns", name, f"one of {', '.join(sorted(known))}")
-    found = {part: _table(str(source), part, theirs) for part in ("events", "items", "users")}
+    paths = {part: _path(str(source), part) for part in ("events", "items", "users")}
+    reading = Reading.of([path for path in paths.values() if path], update)
+    found = {p: _table(path, theirs, reading) if path else None for p, path in paths.items()}
+    update("arrange", 0, 0, {})
     raw = found["events"]
     if raw is None:
         raise LogsError(str(source), "events", f"a table ending in {', '.join(SUFFIXES)}")
@@ -78,15 +83,18 @@ def _ids(events: pl.DataFrame, name: str) -> pl.DataFrame:
     return events.select(pl.col(name).unique().sort())
 
 
-def _table(source: str, part: str, theirs: Mapping[str, str]) -> Rows | None:
-    """The one table of this name, with our names; text columns have null where they were empty."""
+def _path(source: str, part: str) -> Path | None:
+    """The one table of this name."""
     start = f"{source}/{part}." if Path(source).is_dir() else f"{source}.{part}."
     paths = [path for path in (Path(start + suffix) for suffix in SUFFIXES) if path.exists()]
-    if not paths:
-        return None
     if len(paths) > 1:
         raise LogsError(source, part, f"one table, found {', '.join(p.name for p in paths)}")
-    rows = read_parquet(paths[0]) if paths[0].suffix == ".parquet" else read_csv(paths[0])
+    return paths[0] if paths else None
+
+
+def _table(path: Path, theirs: Mapping[str, str], reading: Reading) -> Rows:
+    """A table with our names; text columns have null where they were empty."""
+    rows = read_parquet(path, reading) if path.suffix == ".parquet" else read_csv(path, reading)
     back = {their: our for our, their in theirs.items() if their in rows.columns}
     shadowed = [name for name in back.values() if name in rows.columns and name not in back]
     frame = rows.frame.drop(shadowed).rename(back)

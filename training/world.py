@@ -29,6 +29,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from terminal.progress import Update, quiet
 from training.logs import Logs
 
 SCHEMA = Path(__file__).with_name("schemas") / "synthetic.toml"
@@ -64,7 +65,7 @@ class World:
         if self.items < PAGE or self.users < 1 or self.seed_clicks < 0:
             raise ValueError("expected 10 items, a user and no negative seed_clicks")
 
-    def logs(self, impressions_per_user: int = 200) -> Logs:
+    def logs(self, impressions_per_user: int = 200, update: Update = quiet) -> Logs:
         """Logs of whole pages of 10 impressions, so ``impressions_per_user`` is rounded up.
 
         ts counts a user's seed clicks, then its pages. ``probability`` is P(click) as above.
@@ -81,15 +82,19 @@ class World:
         examined = EXAMINATION ** np.arange(PAGE)
         parts = []
         active = taste.draw(generator)
+        drawn, total = 0, self.users * (self.seed_clicks + pages * PAGE)
         for ts in range(self.seed_clicks + pages):
+            update("draw events", drawn, total, {})
             active = np.where(generator.random(self.users) < STAY, active, taste.draw(generator))
             interest = taste.categories[np.arange(self.users), active]
             if ts < self.seed_clicks:
                 item = shelf.draw(interest[:, None], generator)  # (U, 1)
+                drawn += item.size
                 _push(clicked, shelf.category[item[:, 0]], np.ones(self.users, bool))
                 parts.append(_events(ts, item, None, None))
                 continue
             item = self._page(shelf, taste, interest, generator)  # (U, PAGE)
+            drawn += item.size
             category = shelf.category[item]
             match = (clicked[:, None, :] == category[:, :, None]) @ weight  # (U, PAGE)
             logit = self.bias + shelf.quality[item] + self.strength * np.tanh(match)
@@ -98,6 +103,8 @@ class World:
             for position in range(PAGE):
                 _push(clicked, category[:, position], click[:, position])
             parts.append(_events(ts, item, click, probability))
+        update("draw events", drawn, total, {})
+        update("arrange", 0, 0, {})
         events = pl.concat(parts).with_columns(_split(self.seed_clicks, pages))
         ids = pl.Series("item_id", np.arange(self.items)).cast(pl.String)
         items = pl.DataFrame([ids, pl.Series("category", shelf.category).cast(pl.String)])

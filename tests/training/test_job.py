@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,9 @@ from typing import Any
 
 import polars as pl
 import pytest
+from rich.console import Console
 
+import training.__main__
 from model.contract.repository import Repository
 from tests.support import ROOT
 from training import export, metrics
@@ -57,6 +61,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def about(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
     return found
+
+
+@pytest.mark.parametrize(
+    ("source", "first"),
+    [
+        ("parquet --path {shop} --schema {shop}/schema.toml", "read kB"),
+        ("synthetic --users 20", "draw events"),
+    ],
+)
+def test_prepare_shows_its_stages(
+    shop_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, first: str
+) -> None:
+    """On a terminal: a bar for reading or drawing, for arranging and for writing, to their ends."""
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, force_interactive=True, width=100)
+    monkeypatch.setattr(training.__main__, "console", terminal)
+    words = source.format(shop=shop_folder).split()
+    assert command("prepare", "--out", tmp_path, "--source", *words) == 0
+    lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue()).splitlines()
+    last = {line.partition("\u2501")[0].strip(): line for line in lines if "\u2501" in line}
+    assert list(last) == [first, "arrange", "write rows"]
+    for stage in (first, "write rows"):
+        done, total = last[stage].split()[-4 if "/s" in last[stage] else -3].split("/")
+        assert done == total
+    tables = ("events", "items", "users")
+    rows = sum(len(pl.read_parquet(tmp_path / f"{name}.parquet")) for name in tables)
+    assert f" {rows:,}/{rows:,} " in last["write rows"]
 
 
 def test_predictions_are_one_row_per_test_impression(
@@ -144,6 +175,41 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_run(
     assert not list((tmp_path / "killed").glob("*checkpoint*"))
 
 
+def test_a_finished_run_is_not_trained_again(
+    shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command once more: it says so, prints the run's results and leaves its files."""
+    run = tmp_path / "run"
+    shutil.copytree(shop_run / "run", run)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    fit = ("fit", "--data", shop_run / "data", "--out", run, *ONE, *QUICK)
+    assert command(*fit, "--set", "attention=[6]") == 0
+    printed = capsys.readouterr().err
+    assert f"{run}: this run is finished; nothing was trained" in printed
+    for split in ("validation", "test"):
+        assert f"{about(run)['metrics'][split]['auc']:.4f}" in printed
+    assert "best at step" in printed
+    assert command(*fit, "--set", "attention=[7]") == 1
+    assert "holds a run of other options" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_run_is_compared_with_a_baseline(
+    shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RelaImpr of each task's AUC and GAUC over the baseline's stored ones, if above chance."""
+    base = tmp_path / "base"
+    shutil.copytree(shop_run / "run", base)
+    written, own = about(base), about(shop_run / "run")["metrics"]["test"]
+    stored = {"auc": 0.6, "gauc": 0.5, "log_loss": 0.7, "buy.auc": 0.55}
+    written["metrics"]["test"] = stored
+    (base / "run.json").write_text(json.dumps(written))
+    assert command("evaluate", "--run", shop_run / "run", "--baseline", base) == 0
+    auc, buy = (own[name] - 0.5 for name in ("auc", "buy.auc"))
+    expected = f"auc {auc / 0.1 - 1:+.2%}, buy.auc {buy / 0.05 - 1:+.2%}"
+    assert f"RelaImpr over {base}: {expected}\n" in capsys.readouterr().err
+
+
 def test_a_folder_of_another_run_is_refused(
     shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +244,21 @@ def another_schema(folder: Path) -> None:
     (folder / "schema.toml").write_text(text.replace("min_count = 3", "min_count = 2"))
 
 
+def other_logs(folder: Path) -> None:
+    """base/ is a run that was trained on other logs than run/."""
+    base = folder.parent / "base"
+    shutil.copytree(folder.parent / "run", base)
+    (base / "run.json").write_text(json.dumps(about(base) | {"logs": "others"}))
+
+
+def unfinished(folder: Path) -> None:
+    """base/ is a run that has not ended."""
+    base = folder.parent / "base"
+    shutil.copytree(folder.parent / "run", base)
+    kept = {name: value for name, value in about(base).items() if name != "metrics"}
+    (base / "run.json").write_text(json.dumps(kept))
+
+
 def broken_schema(folder: Path) -> None:
     (folder / "schema.toml").write_text("name = ")
 
@@ -195,6 +276,9 @@ def broken_schema(folder: Path) -> None:
         (None, "evaluate --run none", "none: no readable run.json"),
         (None, "evaluate --run run --predictions no/such.parquet", "No such file"),
         (another_schema, "evaluate --run run --data data", "trained on another schema"),
+        (None, "evaluate --run run --baseline none", "none: no readable run.json"),
+        (other_logs, "evaluate --run run --baseline base", "base: measured on other logs than run"),
+        (unfinished, "evaluate --run run --baseline base", "base: not trained to the end"),
         (None, "export --run none --repository repository", "none: no readable run.json"),
         (None, "prepare --source amazon-csv --path none --out out", "none.events.csv.gz"),
     ],

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from model.contract.schema import SchemaError
+from training import rows
 from training.logs import Logs, LogsError
 from training.readers import read_amazon, read_movielens
 from training.tables import read_tables
@@ -471,6 +472,31 @@ def test_bytes_that_are_no_text_are_one_malformed_line(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\xff\xfe,7,30,1,1.0,3\n")
     logs = read_tables(tmp_path, schema, max_bad_share=0.1)
     assert [(line, reason) for _, line, reason in logs.malformed.bad] == [(22, "not utf-8 text")]
+
+
+def test_files_read_in_parts_are_those_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the parts: the same rows, lines and reasons, and the bytes that are read add up."""
+    text = own_events().write_csv().replace("\n", "\n\n", 3).splitlines()
+    text[7] = '1,"2'
+    text[12] = "1,2"
+    schema = own(tmp_path, "\n".join(text))
+    whole = read_tables(tmp_path, schema, max_bad_share=0.2)
+    assert len(whole.malformed.bad) == 2
+    for size in (0, 7, 100):
+        monkeypatch.setattr(rows, "SLICE", size)
+        told: list[tuple[int, int]] = []
+
+        def update(stage: str, done: int, total: int, figures: object, told=told) -> None:
+            if stage == "read kB":
+                told.append((done, total))
+
+        parts = read_tables(tmp_path, schema, max_bad_share=0.2, update=update)
+        assert parts.events.equals(whole.events)
+        assert parts.malformed == whole.malformed
+        assert told == sorted(told)
+        assert told[-1][0] == told[-1][1] > 0
 
 
 def test_a_missing_table_or_column_is_named(tmp_path: Path) -> None:
