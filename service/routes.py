@@ -12,10 +12,13 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.batcher import Batcher
+from service.binary import BINARY
+from service.columns import COLUMNS, ColumnsRequest, ColumnsResponse
 from service.engine import Scores
 from service.errors import (
     BodyTimeout,
@@ -27,12 +30,15 @@ from service.errors import (
     Problem,
 )
 from service.registry import Registry
+from service.rows import ROWS, ScoreRequest, ScoreResponse
 from service.scorer import Job, Scorer
 from service.settings import Settings
 from service.telemetry import Telemetry
-from service.wire import ProblemDocument, ScoreRequest, ScoreResponse
+from service.wire import Form, ProblemDocument
 
 REQUEST_ID = "X-Request-ID"
+_JSON = "application/json"
+_SCORES = ("/score", "/score/columns")
 _MAX_REQUEST_ID = 128
 _log = logging.getLogger(__name__)
 
@@ -40,7 +46,7 @@ _PROBLEMS = {
     400: "The body is not JSON",
     408: "The body did not arrive in time",
     413: "The body is over the limit",
-    415: "The body is not declared as JSON",
+    415: "The body is not declared as what it should be",
     422: "A field is not what it should be; `field` names it",
     500: "Ours; the request id finds it in the log",
     503: "Not ready or overloaded; try again after Retry-After seconds",
@@ -63,15 +69,31 @@ def routes(
         "/score",
         response_class=Response,
         summary="Click probabilities of candidates for one user",
-        openapi_extra=_score_document(),
+        openapi_extra=_document(ScoreRequest, ScoreResponse),
     )
     async def score(request: Request) -> Response:
+        return await answer(request, {ROWS.media_type: ROWS})
+
+    @router.post(
+        "/score/columns",
+        response_class=Response,
+        summary="The same in columns, as JSON or binary: the fast form",
+        description=f"Binary where the Content-Type is {BINARY.media_type}; see docs/wire.md.",
+        openapi_extra=_document(ColumnsRequest, ColumnsResponse, BINARY.media_type),
+    )
+    async def columns(request: Request) -> Response:
+        forms = {COLUMNS.media_type: COLUMNS, BINARY.media_type: BINARY}
+        return await answer(request, forms)
+
+    async def answer(request: Request, forms: Mapping[str, Form]) -> Response:
         started = perf_counter()
+        form = _form(request, forms)
         body = await read_body(request, settings)
-        answer = await scorer.score(body, request_id(request), started)
+        found = await scorer.score(form, body, request_id(request), started)
         telemetry.request_seconds.observe(perf_counter() - started)
         telemetry.requests.labels("200").inc()
-        return json_response(answer, request)
+        headers = {REQUEST_ID: request_id(request)}
+        return Response(found, media_type=form.media_type, headers=headers)
 
     @router.get("/healthz", response_class=Response, summary="The process lives")
     async def healthz(request: Request) -> Response:
@@ -108,7 +130,7 @@ def answer_problems(app: FastAPI, telemetry: Telemetry) -> None:
     """Make every error an application/problem+json."""
 
     def count(request: Request, status: int) -> None:
-        if request.url.path == "/score":
+        if request.url.path in _SCORES:
             telemetry.requests.labels(str(status)).inc()
 
     async def problem(request: Request, error: Exception) -> Response:
@@ -144,13 +166,18 @@ def request_id(request: Request) -> str:
     return found
 
 
+def _form(request: Request, forms: Mapping[str, Form]) -> Form:
+    """The form that the Content-Type names; JSON without one. Raises `NotJson`."""
+    kind = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
+    if kind.startswith("application/") and kind.endswith("+json"):
+        kind = _JSON
+    if kind not in forms:
+        raise NotJson(f"Content-Type: {' or '.join(forms)} expected", "Content-Type")
+    return forms[kind]
+
+
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """The whole body. Raises `NotJson`, `BodyTooLarge` and `BodyTimeout`."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (
-        kind.startswith("application/") and kind.endswith("+json")
-    ):
-        raise NotJson("Content-Type: application/json expected", "Content-Type")
+    """The whole body. Raises `BodyTooLarge` and `BodyTimeout`."""
     limit = settings.max_body_bytes
     too_large = BodyTooLarge(f"A body has at most {limit} bytes", "body")
     declared = request.headers.get("content-length", "")
@@ -172,7 +199,7 @@ async def read_body(request: Request, settings: Settings) -> bytes:
 
 
 def json_response(body: bytes, request: Request) -> Response:
-    return Response(body, media_type="application/json", headers={REQUEST_ID: request_id(request)})
+    return Response(body, media_type=_JSON, headers={REQUEST_ID: request_id(request)})
 
 
 def problem_response(
@@ -202,8 +229,9 @@ def problem_response(
     return Response(orjson.dumps(body), status, sent, "application/problem+json")
 
 
-def _score_document() -> dict[str, Any]:
-    """What /docs says of `POST /score`, whose body is not read by FastAPI."""
+def _document(asked: type[BaseModel], answer: type[BaseModel], *binary: str) -> dict[str, Any]:
+    """What /docs says of a score route, whose body is not read by FastAPI."""
+    raw = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in binary}
 
     def content(kind: str, model: Any, mode: Any) -> dict[str, Any]:
         return {kind: {"schema": inline(model.model_json_schema(mode=mode))}}
@@ -211,12 +239,12 @@ def _score_document() -> dict[str, Any]:
     return {
         "requestBody": {
             "required": True,
-            "content": content("application/json", ScoreRequest, "validation"),
+            "content": {**content(_JSON, asked, "validation"), **raw},
         },
         "responses": {
             "200": {
                 "description": "Scores in the order of the candidates",
-                "content": content("application/json", ScoreResponse, "serialization"),
+                "content": {**content(_JSON, answer, "serialization"), **raw},
             },
             **{
                 str(status): {

@@ -12,17 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from model.contract.batch import Batch, merge
-from model.contract.encode import FieldError, Request
+from model.contract.encode import FieldError, Given, Request
 from model.contract.history import Records, recent
-from model.contract.schema import Schema
-from service import wire
 from service.batcher import Batcher, Done
 from service.engine import Floats, Scores
 from service.errors import DeadlineExceeded, Invalid, NotReady
 from service.features import PROFILE_UNAVAILABLE, BehaviourStore, Stored
 from service.registry import Registry, Version
 from service.telemetry import Telemetry
-from service.wire import Ask, Given
+from service.wire import Answer, Ask, Form
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -81,8 +79,8 @@ class Scorer:
         self._registry, self._store, self._batcher = registry, store, batcher
         self._telemetry, self._timeout_ms = telemetry, timeout_ms
 
-    async def score(self, body: bytes, request_id: str, started: float) -> bytes:
-        """The answer's body. ``started`` is when the request came, of `perf_counter`.
+    async def score(self, form: Form, body: bytes, request_id: str, started: float) -> bytes:
+        """The answer's body, in the request's form. ``started`` is of `perf_counter`.
 
         Raises `Problem`.
         """
@@ -90,7 +88,7 @@ class Scorer:
         if version is None:
             raise NotReady("No verified model yet")
         large = len(body) > INLINE_BYTES
-        asked = await _perform(large, _read, body, version.schema)
+        asked = await _perform(large, form.read, body, version.schema)
         left = (asked.timeout_ms or self._timeout_ms) / 1e3 - (perf_counter() - started)
         if left <= 0:
             raise DeadlineExceeded("The deadline passed before the model could run")
@@ -98,21 +96,21 @@ class Scorer:
         asking = perf_counter()
         stored = await self._stored(asked, version, left)
         store_seconds = perf_counter() - asking
-        job, known, stored = await _perform(large, _encode, asked, version, stored)
+        job, known, stored = await _perform(large, _encode, form, asked, version, stored)
         if perf_counter() - asking >= left:
             raise DeadlineExceeded("The deadline passed before the model could run")
         done = await self._batcher.submit(job, deadline)
         self._count(known, stored, store_seconds, done, behaviours=job.behaviours)
         total = perf_counter() - started
-        return wire.respond(
-            asked,
+        answer = Answer(
             request_id=request_id,
             model=version.name,
             version=version.number,
             history_length=job.behaviours,
             degraded=stored.degraded,
-            probabilities=_probabilities(done.answer.logit, version.schema.tasks),
-            known=known.tolist(),
+            tasks=version.schema.tasks,
+            probability=expit(done.answer.logit.astype(np.float64)),
+            known=known,
             because=_because(asked, version, stored.history, done.answer.weight),
             timing_ms={
                 "store": round(store_seconds * 1e3, 3),
@@ -121,6 +119,7 @@ class Scorer:
                 "total": round(total * 1e3, 3),
             },
         )
+        return form.write(asked, answer)
 
     async def _stored(self, asked: Ask, version: Version, left: float) -> Stored:
         """What the store has to add to a request; it is not asked for nothing."""
@@ -163,12 +162,8 @@ async def _perform(
     return await asyncio.to_thread(work, *args, **kw) if in_thread else work(*args, **kw)
 
 
-def _read(body: bytes, schema: Schema) -> Ask:
-    return wire.ask(wire.parse(body), schema)
-
-
 def _encode(
-    asked: Ask, version: Version, stored: Stored
+    form: Form, asked: Ask, version: Version, stored: Stored
 ) -> tuple[Job, npt.NDArray[np.bool_], Stored]:
     """The job, which candidates are known, and what of the store was really used."""
     encoder = version.encoder
@@ -180,6 +175,7 @@ def _encode(
             user={**stored.profile, **asked.overrides},
             context=asked.context,
             given=asked.given,
+            columns=asked.columns,
         )
         try:
             batch, known = encoder.encode(request)
@@ -191,15 +187,8 @@ def _encode(
             stored = replace(stored, profile={}, degraded=stored.degraded or PROFILE_UNAVAILABLE)
             batch, known = encoder.encode(replace(request, user=asked.overrides))
     except FieldError as error:
-        raise Invalid(f"Expected {error.expected}", error.field) from None
+        raise Invalid(f"Expected {error.expected}", form.named(error.field)) from None
     return Job(version, batch, asked.explain > 0), known, stored
-
-
-def _probabilities(logit: Floats, tasks: Sequence[str]) -> dict[str, list[float]]:
-    """`ctr` is the first task; several tasks are also given by their names."""
-    columns = expit(logit.astype(np.float64)).T.tolist()
-    found = {"ctr": columns[0]}
-    return found if len(tasks) == 1 else {**found, **dict(zip(tasks, columns, strict=True))}
 
 
 def expit(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -85,6 +85,9 @@ class Batch:
         grid  [U, N]  the candidate in slot n of user u (0 where the slot is empty)
         place [C]     u * N + n of each candidate
         """
+        if self.users == 1:
+            place = np.arange(self.candidates)
+            return place[None], place
         counts = np.bincount(self.owner, minlength=self.users)
         slots = int(counts.max(initial=0))
         order = np.argsort(self.owner, kind="stable")

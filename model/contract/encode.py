@@ -143,23 +143,30 @@ def stored(field: Field, values: Sequence[Any]) -> npt.NDArray[Any]:
 class Request:
     """One user and the candidates to score, in raw values.
 
-    ``given[i]`` holds the item and ad fields that came with candidate i, {} when none did.
+    Candidates are raw ids or uint64 keys [N]. ``given[i]`` holds the item and ad fields that came
+    with candidate i, {} when none did; ``columns[name][i]`` the same field by field, None when it
+    did not come.
     """
 
-    candidates: Sequence[str]
+    candidates: Sequence[Any] | Keys
     history: Records
     user: Given = field(default_factory=dict)
     context: Given = field(default_factory=dict)
     given: Sequence[Given] = ()
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 class Encoder:
     """Raw values to rows for one model version: its schema, tables and catalogue."""
 
+    REMEMBERED = 250_000
+    """Candidates whose place in the catalogue is kept by id, some 150 bytes each."""
+
     def __init__(self, schema: Schema, tables: Mapping[str, Table], catalogue: Catalogue) -> None:
         self.schema, self.tables, self.catalogue = schema, tables, catalogue
         self.codec = HistoryCodec(schema)
         self._widths = {group: schema.width(group) for group in GROUPS}
+        self._places: dict[str, int] = {}
         self._placed = {
             group: list(zip(schema.group(group), schema.columns(group).values(), strict=True))
             for group in GROUPS
@@ -203,6 +210,28 @@ class Encoder:
         rows[~known, 0] = self.tables[self.schema.item[0].table].rows(keys[~known])
         return rows, known
 
+    def candidates(self, ids: Sequence[Any] | Keys) -> tuple[Rows, npt.NDArray[np.bool_]]:
+        """`items` by raw ids or keys. Raises `FieldError`.
+
+        Hashing is most of the work, so the places of known ids are remembered.
+        """
+        if isinstance(ids, np.ndarray):
+            return self.items(ids)
+        try:  # only text is remembered: 1, 1.0 and True are one key of a dict, but not one id
+            at = np.fromiter(map(self._places.get, ids), np.int64, len(ids))
+        except TypeError:  # one that is not remembered, or no id at all
+            found, known = self.items(keys := self._item_keys(ids))
+            if known.all():
+                self._remember(ids, self.catalogue.find(keys))
+            return found, known
+        return self.catalogue.rows[at].astype(np.int64), np.ones(len(at), np.bool_)
+
+    def _remember(self, ids: Sequence[Any], at: npt.NDArray[np.int64]) -> None:
+        if len(self._places) + len(ids) > self.REMEMBERED:
+            self._places.clear()
+        places = zip(ids, at.tolist(), strict=True)
+        self._places.update((each, place) for each, place in places if type(each) is str)
+
     def behaviours(self, records: Records) -> Rows:
         """Rows [L, F_item + F_behaviour] of a history."""
         rows, _ = self.items(records["item_id"])
@@ -235,10 +264,12 @@ class Encoder:
             raise FieldError("given", f"none or one entry for each of {count} candidates")
         ad = np.full((count, self._widths["ad"]), PAD, np.int64)
         try:
-            item, known = self.items(self._item_keys(request.candidates))
-            if request.given:
-                self._fill(item, self._placed["item"][1:], request.given)
-                self._fill(ad, self._placed["ad"], request.given)
+            item, known = self.candidates(request.candidates)
+            for rows, placed in ((item, self._placed["item"][1:]), (ad, self._placed["ad"])):
+                if request.given:
+                    self._fill(rows, placed, request.given)
+                if request.columns:
+                    self._fill_columns(rows, placed, request.columns)
         except FieldError as error:
             raise error.inside(f"candidates[{error.index}]") from None
         zeros = np.zeros(count, np.int64)
@@ -269,6 +300,19 @@ class Encoder:
             if at:
                 try:
                     rows[at, columns] = self.column(each, [given[i][each.name] for i in at])
+                except FieldError as error:
+                    raise FieldError(each.name, error.expected, at[error.index]) from None
+
+    def _fill_columns(
+        self, rows: Rows, placed: Sequence[Placed], columns: Mapping[str, Sequence[Any]]
+    ) -> None:
+        """The same of fields that came in columns."""
+        for each, at_columns in placed:
+            values = columns.get(each.name, ())
+            at = [index for index, value in enumerate(values) if value is not None]
+            if at:
+                try:
+                    rows[at, at_columns] = self.column(each, [values[i] for i in at])
                 except FieldError as error:
                     raise FieldError(each.name, error.expected, at[error.index]) from None
 

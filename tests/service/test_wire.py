@@ -11,15 +11,11 @@ from hypothesis import strategies as st
 
 from model.contract.schema import Schema
 from service.errors import Malformed, Problem
-from service.wire import Ask, ask, parse
+from service.rows import read
 from tests.support import TOY
 
 SECRET = "s3cr3t"
 GOOD: dict[str, Any] = {"user_id": "u", "candidates": ["i1"]}
-
-
-def read(body: bytes, schema: Schema) -> Ask:
-    return ask(parse(body), schema)
 
 
 def changed(**fields: Any) -> bytes:
