@@ -17,7 +17,7 @@ help:
 	@echo 'make serve   what the demo made, on 127.0.0.1:8000 (PORT=n for another)'
 	@echo 'make test    all tests; PYTEST="-k word" chooses'
 	@echo 'make check   ruff, mypy, layers'
-	@echo 'make bench   the yardsticks of bench/'
+	@echo 'make bench   the yardsticks of bench/; BENCH=--quick for the figures that matter'
 	@echo 'make clean   remove .venv, var and caches'
 	@echo 'PYTHON=python3.12 chooses the interpreter (3.11 or newer) of the virtual environment.'
 
@@ -46,7 +46,7 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench all $(BENCH)
 
 clean:
 	rm -rf $(VENV) var build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis bench/out

@@ -1,120 +1,174 @@
-"""The yardsticks' command: ours against REF, in one process, on one core."""
+"""The yardsticks' command: ours against the frozen naive reference (see bench/README.md)."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from bench import graph, training
-from bench.measure import machine, pin, shown
+from bench import forms, graph, memory, plots, serving, tables, training
+from bench.graph import Exported
+from bench.measure import Machine, load, machine, pin
+from bench.servers import Cores, ServerError
+from deploy.processes import StepError
 from model.layers import Activation
 
 HEADLINE = (100, 500)
 SHAPES = [(t, n) for t in (10, 50, 100, 500) for n in (50, 200, 500, 2000)]
-
 UNITS: tuple[Activation, ...] = ("sigmoid", "dice")
 
+Quick = Annotated[bool, typer.Option("--quick", help="The figures that matter, less exactly.")]
+Out = Annotated[Path, typer.Option(help="Folder for JSON and plots.")]
+OUT = Path("bench/out")
 
-class What(StrEnum):
-    graph = "graph"
-    training = "training"
-    all = "all"
+app = typer.Typer(
+    help="Measure ours against the frozen naive reference.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
-console = Console(width=120 if not Console().is_terminal else None)
+@app.command("graph")
+def graph_command(quick: Quick = False, out: Out = OUT) -> None:
+    """The scoring graph: ms per call by behaviours and candidates."""
+    Bench.start(out, quick).graph({})
 
 
-def bench(
-    what: Annotated[What, typer.Argument(help="Which yardstick.")] = What.all,
-    quick: Annotated[bool, typer.Option(help="The figures that matter, in 2 minutes.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the JSON.")] = Path("bench/out"),
+@app.command("training")
+def training_command(quick: Quick = False, out: Out = OUT) -> None:
+    """Training steps: samples/s."""
+    Bench.start(out, quick).training()
+
+
+@app.command("service")
+def service_command(quick: Quick = False, out: Out = OUT) -> None:
+    """The service: requests/s, latencies, CPU time per request."""
+    bench = Bench.start(out, quick)
+    bench.service(bench.exported("sigmoid"))
+
+
+@app.command("all")
+def all_command(quick: Quick = False, out: Out = OUT) -> None:
+    """All three."""
+    bench = Bench.start(out, quick)
+    sigmoid = bench.exported("sigmoid")
+    bench.graph({"sigmoid": sigmoid})
+    bench.training()
+    bench.service(sigmoid)
+
+
+@app.command("memory")
+def memory_command(
+    requests: Annotated[int, typer.Option(help="After the warm-up.")] = 1_000_000,
+    candidates: Annotated[int, typer.Option(help="Per request.")] = 20,
+    out: Out = OUT,
 ) -> None:
-    """Measure ours against the frozen naive reference (see bench/README.md)."""
-    pin()
-    about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
-    console.print(
-        "{cpu}, {cores} cores, {sets}; one core's sgemm peak {peak} GFLOP/s; load {busy}".format(
-            cpu=about["machine"]["cpu"],  # type: ignore[index]
-            cores=about["machine"]["cores"],  # type: ignore[index]
-            sets=" ".join(about["machine"]["instruction_sets"]),  # type: ignore[index]
-            peak=about["machine"]["sgemm_gflops"],  # type: ignore[index]
-            busy=about["machine"]["busy"],  # type: ignore[index]
-        ),
-        highlight=False,
-    )
-    if what in (What.graph, What.all):
-        _write(out, "graph", {**about, "rows": _graph(quick, about["machine"])})
-    if what in (What.training, What.all):
-        _write(out, "training", {**about, "rows": _training(quick)})
+    """The service's memory after many requests."""
+    bench = Bench.start(out, quick=False)
+    bench.memory(bench.exported("sigmoid"), requests, candidates)
 
 
-def _graph(quick: bool, about: Any) -> list[dict[str, Any]]:
-    shapes = [HEADLINE] if quick else SHAPES
-    rows = []
-    for unit in UNITS:
-        with console.status(f"exporting the {unit} unit twice"):
-            encoder = graph.encoder(longest=max(t for t, _ in shapes))
-            pair = graph.exported(encoder, graph.network(encoder, unit))
-        with console.status("running"):
-            peak = about["sgemm_gflops"] * 1e9
-            found = graph.measure(pair, shapes, 9, peak)
-        rows += [{"unit": unit, **row} for row in found]
-    table = _table("Scoring graph, D=64, attention 80-40: ms per call, median (quartiles)")
-    for name in ("unit", "T", "N", "REF", "ours", "times faster", "of sgemm peak", "largest |d|"):
-        table.add_column(name, justify="left" if name == "unit" else "right")
-    for row in rows:
-        table.add_row(
-            row["unit"],
-            str(row["T"]),
-            str(row["N"]),
-            shown(row["reference_ms"]),
-            shown(row["ours_ms"]),
-            shown(row["ratio"], ".2f"),
-            f"{row['share_of_peak']:.0%}",
-            f"{row['difference']:.0e}" + ("" if row["same"] else " DIFFERS"),
-        )
-    console.print(table)
-    return rows
+@dataclass(frozen=True)
+class Bench:
+    """One run of the command: where it prints and writes, on which machine."""
+
+    out: Path
+    quick: bool
+    console: Console
+    cores: Cores
+    machine: Machine
+
+    @classmethod
+    def start(cls, out: Path, quick: bool) -> Bench:
+        """Pin this process to one core and look at it."""
+        console = Console(width=None if Console().is_terminal else 130)
+        cores = Cores.found()
+        pin()
+        found = machine()
+        console.print(str(found), highlight=False)
+        return cls(out, quick, console, cores, found)
+
+    def exported(self, unit: Activation) -> Exported:
+        with self.console.status(f"exporting the {unit} unit twice"):
+            return graph.exported(unit)
+
+    def graph(self, exported: Mapping[Activation, Exported]) -> None:
+        """``exported`` are units exported before."""
+        shapes = [HEADLINE] if self.quick else SHAPES
+        rows = []
+        for unit in UNITS:
+            pair = (exported.get(unit) or self.exported(unit)).opened()
+            with self.console.status(f"running the {unit} unit"):
+                found = graph.measure(pair, shapes, 9, self.machine.sgemm_gflops * 1e9)
+            rows += [{"unit": unit, **row} for row in found]
+        self.console.print(tables.graph(rows))
+        self._write("graph", rows=rows)
+        plots.graph(rows, self.out / "graph.png")
+
+    def training(self) -> None:
+        rows = []
+        for name, read in training.sources(users=200 if self.quick else 2000).items():
+            with self.console.status(f"reading and training on {name}"):
+                sets = training.prepare(read())
+                row = training.measure(sets, 5 if self.quick else 15, 0.5 if self.quick else 1.0)
+            rows.append({"data": name, **row})
+        self.console.print(tables.training(rows))
+        self._write("training", rows=rows)
+
+    def service(self, exported: Exported) -> None:
+        plan = serving.QUICK if self.quick else serving.FULL
+        with (
+            self.console.status("starting the servers") as status,
+            serving.running(exported, plan.users, plan.mixes, self.cores) as servers,
+        ):
+            found = serving.measure(servers, plan, status.update)
+            status.update("forms of a request")
+            ours = servers[serving.OURS]
+            found["forms"] = forms.measure(ours, plan.users, plan.requests // 2, plan.turns)
+        for table in (tables.saturation, tables.constant, tables.forms):
+            name = "open" if table is tables.constant else table.__name__
+            self.console.print(table(found[name]))
+        self._write("service", **found)
+        plots.saturation(found["saturation"], self.out / "service-requests.png")
+        plots.latency(found["open"], self.out / "service-latency.png")
+
+    def memory(self, exported: Exported, requests: int, candidates: int) -> None:
+        users, rows = serving.FULL.users, []
+        with (
+            self.console.status("starting the servers") as status,
+            serving.running(exported, users, (), self.cores) as servers,
+        ):
+            ours = servers[serving.OURS]
+            for done, mib in memory.measure(ours, users, requests, candidates, status.update):
+                self.console.print(f"after {done:>9,} requests: {mib:.1f} MiB", highlight=False)
+                rows.append({"requests": done, "resident_mib": mib})
+        self._write("memory", candidates=candidates, rows=rows)
+
+    def _write(self, name: str, **found: Any) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        about = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": asdict(self.machine),
+            "load_after": load(),
+        }
+        (self.out / f"{name}.json").write_text(json.dumps({**about, **found}, indent=1))
 
 
-def _training(quick: bool) -> list[dict[str, Any]]:
-    rows = []
-    for name, read in training.sources(users=200 if quick else 2000).items():
-        with console.status(f"reading and training on {name}"):
-            sets = training.prepare(read())
-            row = training.measure(sets, 5 if quick else 15, 0.5 if quick else 1.0)
-        rows.append({"data": name, **row})
-    table = _table("Training, DIN with the data set's recipe: samples/s, median (quartiles)")
-    for column in ("data", "longest history", "mean", "REF", "ours", "times faster"):
-        table.add_column(column, justify="left" if column == "data" else "right")
-    for row in rows:
-        table.add_row(
-            row["data"],
-            str(row["longest"]),
-            f"{row['mean_length']:.1f}",
-            shown(row["reference_per_s"], ",.0f"),
-            shown(row["ours_per_s"], ",.0f"),
-            shown(row["ratio"], ".1f"),
-        )
-    console.print(table)
-    return rows
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold")
-
-
-def _write(out: Path, name: str, found: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(found, indent=1))
+def main() -> None:
+    try:
+        app()
+    except (ServerError, StepError, serving.DifferentError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":
-    typer.run(bench)
+    main()

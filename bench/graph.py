@@ -41,6 +41,7 @@ name = "item_id"
 name = "category"
 """
 SIZES = {"item_id": 10_000, "category": 100}
+LONGEST = 500
 DIM = 32  # of each of the two fields of an item, so D = 64
 ATTENTION = (80, 40)
 TOLERANCE = 1e-5
@@ -59,16 +60,38 @@ class Pair:
     reference: Score
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A network's two graphs with the same weights, as ONNX."""
+
+    encoder: Encoder
+    network: Network
+    ours: bytes
+    reference: bytes
+
+    def opened(self) -> Pair:
+        """Both in onnxruntime: ours through the service's engine, REF in a session of its own."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(self.ours)
+            engine = OnnxEngine.open(path, "cpu")
+        naive = partial(run, session(self.reference))
+        return Pair(self.encoder, self.network, lambda batch: engine.run(batch).logit, naive)
+
+
 def encoder(longest: int) -> Encoder:
-    """An encoder of the bench's schema, with as many ids as `SIZES` says."""
+    """An encoder of the bench's schema: as many ids as `SIZES` says, each item in a category."""
     schema = Schema.parse(WORLD.format(longest=longest))
-    tables = {}
-    for name, field in schema.tables.items():
-        texts = [str(n) for n in range(SIZES[name])]
-        counts = np.ones(len(texts), np.int64)
-        tables[name] = table_of(field, Vocabulary.learn(texts, counts, 1))
+    texts = {name: [str(n) for n in range(size)] for name, size in SIZES.items()}
+    tables = {
+        name: table_of(field, Vocabulary.learn(texts[name], np.ones(SIZES[name], np.int64), 1))
+        for name, field in schema.tables.items()
+    }
     nothing = Catalogue.build([], np.zeros((0, schema.width("item")), np.int64))
-    return Encoder(schema, tables, nothing)
+    blank = Encoder(schema, tables, nothing)
+    values = {name: [str(n % SIZES[name]) for n in range(SIZES["item_id"])] for name in SIZES}
+    rows = np.concatenate([blank.column(each, values[each.name]) for each in schema.item], axis=1)
+    return Encoder(schema, tables, Catalogue.build(texts["item_id"], rows))
 
 
 def lively(network: Network) -> None:
@@ -96,16 +119,12 @@ def network(found: Encoder, unit: Activation) -> Network:
     return made
 
 
-def exported(found: Encoder, ours: Network) -> Pair:
-    """Both in onnxruntime: ours through the service's engine, REF in a session of its own."""
-    plain = Calibration.identity(1)
-    reference = Reference(ours, own=False).eval()
-    naive = session(export(reference, plain, found))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(export(ours, plain, found))
-        engine = OnnxEngine.open(path, "cpu")
-    return Pair(found, ours, lambda batch: engine.run(batch).logit, partial(run, naive))
+def exported(unit: Activation, longest: int = LONGEST) -> Exported:
+    """Export ours and REF of one network."""
+    found, plain = encoder(longest), Calibration.identity(1)
+    ours = network(found, unit)
+    naive = Reference(ours, own=False).eval()
+    return Exported(found, ours, export(ours, plain, found), export(naive, plain, found))
 
 
 def operations(candidates: int, behaviours: int, width: int, attention: Sequence[int]) -> int:

@@ -30,6 +30,9 @@ Ints = npt.NDArray[np.int64]
 class MaskedDice(nn.Module):
     """Dice on a padded tensor: batch statistics of the real positions only."""
 
+    mean: Tensor
+    var: Tensor
+
     def __init__(self, dice: Dice) -> None:
         super().__init__()
         self.alpha = nn.Parameter(dice.alpha.detach().clone())

@@ -45,7 +45,7 @@ def measure(sets: dict[str, Dataset], rounds: int, seconds: float) -> dict[str, 
     reference = ReferenceTraining(network, train, how, seed=0)
     trainer = Trainer(network, sets, how, seed=0, run=Path("unused"))
     steps = _steps(trainer)
-    jobs = {
+    jobs: dict[str, Callable[[], float]] = {
         "ours": lambda: _rate(lambda: next(steps), seconds),
         "reference": lambda: _rate(reference.step, seconds),
     }

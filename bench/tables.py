@@ -1,0 +1,137 @@
+"""The figures as tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from bench.measure import shown
+
+Rows = Sequence[dict[str, Any]]
+
+
+def graph(rows: Rows) -> Table:
+    table = _table(
+        "Scoring graph, D=64, attention 80-40: ms per call, median (quartiles)",
+        ["unit"],
+        ["T", "N", "REF", "ours", "times faster", "of sgemm peak", "largest |d|"],
+    )
+    for row in rows:
+        table.add_row(
+            row["unit"],
+            str(row["T"]),
+            str(row["N"]),
+            shown(row["reference_ms"]),
+            shown(row["ours_ms"]),
+            shown(row["ratio"], ".2f"),
+            f"{row['share_of_peak']:.0%}",
+            f"{row['difference']:.0e}" + ("" if row["same"] else " DIFFERS"),
+        )
+    return table
+
+
+def training(rows: Rows) -> Table:
+    table = _table(
+        "Training, DIN with the data set's recipe: samples/s, median (quartiles)",
+        ["data"],
+        ["longest history", "mean", "REF", "ours", "times faster"],
+    )
+    for row in rows:
+        table.add_row(
+            row["data"],
+            str(row["longest"]),
+            f"{row['mean_length']:.1f}",
+            shown(row["reference_per_s"], ",.0f"),
+            shown(row["ours_per_s"], ",.0f"),
+            shown(row["ratio"], ".1f"),
+        )
+    return table
+
+
+def saturation(rows: Rows) -> Table:
+    table = _table(
+        "Service, N=200, one core: saturation, median (quartiles)",
+        ["histories", "server"],
+        ["conn.", "requests/s", "ours: times", "CPU ms/request", "ours: times", "taken", "bad"],
+    )
+    table.caption = _histories(rows) + " Taken: share of the server's core used by others."
+    for row in rows:
+        ours = row["server"] == "ours"
+        table.add_row(
+            row["mix"],
+            row["server"],
+            str(row["connections"]),
+            shown(row["per_second"]),
+            "" if ours else shown(row["times_faster"], ".2f"),
+            shown(row["cpu_ms"], ".1f"),
+            "" if ours else shown(row["times_cpu"], ".2f"),
+            f"{row['taken']['median']:.0%}",
+            str(row["errors"]),
+            end_section=ours,
+        )
+    return table
+
+
+def constant(rows: Rows) -> Table:
+    table = _table(
+        "Service, N=200, one core: constant arrivals, median (quartiles)",
+        ["histories", "server"],
+        ["arrivals/s", "answers/s", "p50 ms", "p99 ms", "p99/p50", "used", "taken", "bad"],
+    )
+    table.caption = (
+        "Latency from when a request should leave; where answers/s stay behind arrivals it grows"
+        " with the turn. Used, taken: shares of the server's core, by it and by others."
+    )
+    for row in rows:
+        table.add_row(
+            row["mix"],
+            row["server"],
+            f"{row['offered_per_second']:.1f}",
+            shown(row["per_second"]),
+            shown(row["p50_ms"]),
+            shown(row["p99_ms"]),
+            f"{row['tail']['median']:.1f}",
+            f"{row['busy']['median']:.0%}",
+            f"{row['taken']['median']:.0%}",
+            str(row["errors"]),
+            end_section=row["server"] == "ours",
+        )
+    return table
+
+
+def forms(rows: Rows) -> Table:
+    table = _table(
+        "Service, N=500, T=50, one connection: ms per request, median (quartiles)",
+        ["form"],
+        ["CPU", "model", "CPU - model", "CPU of the loop", "requests/s", "kB in", "kB out", "bad"],
+    )
+    table.caption = "Model: as the answer says. The loop: the thread that does all but the model."
+    for row in rows:
+        table.add_row(
+            row["form"],
+            shown(row["cpu_ms"], ".2f"),
+            shown(row["model_ms"], ".2f"),
+            shown(row["rest_ms"], ".2f"),
+            shown(row["loop_ms"], ".2f"),
+            shown(row["per_second"]),
+            f"{row['request_bytes'] / 1e3:.1f}",
+            f"{row['answer_bytes'] / 1e3:.1f}",
+            str(row["errors"]),
+        )
+    return table
+
+
+def _histories(rows: Rows) -> str:
+    found = {row["mix"]: row["lengths"] for row in rows}
+    return "; ".join(f"{name}: {lengths}" for name, lengths in found.items()) + " behaviours."
+
+
+def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    for name in texts:
+        table.add_column(name)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
