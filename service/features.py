@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 import orjson
+from hiredis import pack_command
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -193,13 +194,22 @@ class BehaviourStore:
     async def _ask(
         self, user: str, schema: Schema, codec: HistoryCodec, history: bool
     ) -> list[Any]:
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.get(profile_key(self._prefix, user))
+        asked: list[tuple[Any, ...]] = [("GET", profile_key(self._prefix, user))]
         if history:
             key = history_key(self._prefix, user, schema.layout)
-            pipeline.strlen(key)
-            pipeline.getrange(key, -schema.history_length * codec.width, -1)
-        return await pipeline.execute()
+            begin = -schema.history_length * codec.width
+            asked += [("STRLEN", key), ("GETRANGE", key, begin, -1)]
+        commands = [pack_command(each) for each in asked]
+        # What a pipeline does, at a third of its price.
+        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.send_packed_command(commands, check_health=False)
+            return [await connection.read_response() for _ in commands]
+        except BaseException:  # no other reader may find the answers to this one
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await self._pool.release(connection)
 
     def _decode(self, profile: bytes | None, rest: list[Any], codec: HistoryCodec) -> Stored:
         degraded, records = None, codec.empty()
