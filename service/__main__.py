@@ -50,8 +50,12 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(help="Threads of one run of the model. [default: 1]")
     ] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(help="Runs side by side in a process. [default: cores / threads / workers]"),
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Runs side by side. [default: cores / threads]")
+        int | None, typer.Option(help="Processes that share the port. [default: 1]")
     ] = None,
     key_prefix: Prefix = None,
 ) -> None:
@@ -60,10 +64,6 @@ def serve(
     Every option, and more, is also an environment variable: DINSERVE_REDIS_URL, DINSERVE_PORT,
     DINSERVE_TIMEOUT_MS, ... (see service/settings.py).
     """
-    import uvicorn
-
-    from service.app import create_app
-    from service.engine import EngineError
     from service.telemetry import log_as_json
 
     settings = _settings(
@@ -74,24 +74,39 @@ def serve(
         name=name,
         provider=provider,
         threads=threads,
+        runs_side_by_side=runs,
         workers=workers,
         key_prefix=key_prefix,
     )
     log_as_json()
+    if settings.workers > 1:
+        _serve_side_by_side(settings)
+    else:
+        _serve_alone(settings)
+
+
+def _serve_alone(settings: Settings) -> None:
+    import uvicorn
+
+    from service.app import create_app
+    from service.engine import EngineError
+    from service.worker import server_options
+
     try:
         application = create_app(settings)
     except (EngineError, ValueError) as error:
         raise CommandError(str(error)) from None
-    uvicorn.run(
-        application,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=10,
-        server_header=False,
-    )
+    uvicorn.run(application, host=settings.host, port=settings.port, **server_options(settings))
+
+
+def _serve_side_by_side(settings: Settings) -> None:
+    """The engine is not loaded here: this process runs no model."""
+    from service.supervisor import SupervisorError, supervise
+
+    try:
+        supervise(settings)
+    except SupervisorError as error:
+        raise CommandError(str(error)) from None
 
 
 @app.command("load-histories")

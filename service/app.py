@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
 
 from service.batcher import Batcher
-from service.engine import OnnxEngine, Scores, pick_provider
+from service.engine import EngineError, OnnxEngine, Scores, pick_provider
 from service.features import BehaviourStore, Breaker
 from service.registry import OpenEngine, Registry
 from service.routes import answer_problems, routes
@@ -19,17 +19,28 @@ from service.scorer import Job, Scorer, cost, run
 from service.settings import Settings
 from service.telemetry import Telemetry
 
+_FRESH_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, *, open_engine: OpenEngine | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    open_engine: OpenEngine | None = None,
+    telemetry: Telemetry | None = None,
+    hold: Callable[[], bool] | None = None,
+) -> FastAPI:
     """The service as an ASGI application. Raises `EngineError` for a provider that is not there.
 
     ``open_engine`` opens a graph; by default in onnxruntime on the settings' provider.
+    ``telemetry`` is given by one of several workers, and with it ``hold``: the application starts
+    only after versions were looked for once and, as long as it says so, one is served.
     """
-    telemetry = Telemetry()
+    telemetry = telemetry or Telemetry()
     provider = pick_provider(settings.provider)
     on_device = provider == "cuda"
+    if on_device and settings.workers > 1:
+        raise EngineError("workers: one process owns a GPU; take --workers 1 or --provider cpu")
     registry = Registry(
         settings.repository,
         settings.name,
@@ -38,7 +49,7 @@ def create_app(settings: Settings, *, open_engine: OpenEngine | None = None) -> 
         telemetry=telemetry,
     )
     breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
-    telemetry.breaker_open.set_function(lambda: float(breaker.open))
+    telemetry.follow(telemetry.breaker_open, lambda: breaker.open)
     store = BehaviourStore(
         settings.redis_url,
         prefix=settings.key_prefix,
@@ -62,6 +73,8 @@ def create_app(settings: Settings, *, open_engine: OpenEngine | None = None) -> 
         queue_limit=settings.max_queued_pairs,
         workers=settings.runs(on_device),
     )
+    telemetry.follow(telemetry.queued_pairs, lambda: batcher.queued)
+    telemetry.follow(telemetry.ready, lambda: registry.current is not None and batcher.alive)
     scorer = Scorer(
         registry=registry,
         store=store,
@@ -74,10 +87,19 @@ def create_app(settings: Settings, *, open_engine: OpenEngine | None = None) -> 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         _log.info("provider %s, %d threads, %d runs", provider, settings.threads, batcher.workers)
         async with store, batcher:
-            watching = asyncio.create_task(registry.watch(settings.poll_seconds), name="registry")
+            if hold is not None:
+                await registry.renew()
+                while registry.current is None and hold():
+                    await asyncio.sleep(settings.poll_seconds)
+                    await registry.renew()
+            tasks = [
+                asyncio.create_task(registry.watch(settings.poll_seconds), name="registry"),
+                asyncio.create_task(telemetry.keep_fresh(_FRESH_SECONDS), name="telemetry"),
+            ]
             yield
-            watching.cancel()
-            await asyncio.wait([watching])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     app = FastAPI(
         title="dinserve",

@@ -92,16 +92,20 @@ class Registry:
         return len(self._refused)
 
     async def watch(self, every: float) -> None:
-        """Look for a newer version, for ever, off the event loop."""
+        """Look for a newer version, for ever."""
         while True:
-            try:
-                found = await asyncio.to_thread(self.look)
-            except Exception:
-                _log.exception("looking for versions failed")
-            else:
-                if found is not None:
-                    self.take(found)
+            await self.renew()
             await asyncio.sleep(every)
+
+    async def renew(self) -> None:
+        """Look for a newer version, off the event loop, and switch to it."""
+        try:
+            found = await asyncio.to_thread(self.look)
+        except Exception:
+            _log.exception("looking for versions failed")
+        else:
+            if found is not None:
+                self.take(found)
 
     def look(self) -> Version | None:
         """The newest valid version when it is not the one in service. Does not switch."""

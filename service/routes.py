@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import uuid
 from collections.abc import Mapping
 from time import perf_counter
@@ -113,15 +114,16 @@ def routes(
             "schema": version.schema.fingerprint,
             "provider": version.engine.provider,
             "threads": settings.threads,
-            "workers": batcher.workers,
+            "runs": batcher.workers,
+            "workers": settings.workers,
+            "pid": os.getpid(),
         }
         return json_response(orjson.dumps(state), request)
 
     @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
     async def metrics() -> Response:
-        telemetry.queued_pairs.set(batcher.queued)
-        telemetry.ready.set(registry.current is not None and batcher.alive)
-        return Response(telemetry.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        found = await asyncio.to_thread(telemetry.render)
+        return Response(found, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return router
 

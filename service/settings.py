@@ -1,6 +1,7 @@
 """The settings: everything that can be set from outside, and the only reader of the environment.
 
-Each field is the variable ``DINSERVE_<FIELD>``; the command line's options win over it.
+Each field is the variable ``DINSERVE_<FIELD>`` (``runs_side_by_side`` is ``DINSERVE_RUNS``); the
+command line's options win over it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ def cores() -> int:
 
 
 class Settings(BaseSettings):
-    """One service process. Times in the unit their name says; a pair is candidate x behaviour."""
+    """One service; limits are of each of its processes. Times in the unit their name says; a pair
+    is candidate x behaviour."""
 
-    model_config = SettingsConfigDict(env_prefix="DINSERVE_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="DINSERVE_", frozen=True, populate_by_name=True)
 
     repository: Path = Field(Path("var/repository"), description="folder of published models")
     name: str | None = Field(None, description="the model to serve; not needed if it is the only")
@@ -35,9 +37,14 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
 
     provider: Provider = "auto"
+    workers: int = Field(1, ge=1, le=256, description="processes; on CUDA one only")
     threads: int = Field(1, ge=1, le=256, description="threads of one run of the model")
-    workers: int | None = Field(
-        None, ge=1, le=256, description="runs side by side; default: cores / threads, 2 on CUDA"
+    runs_side_by_side: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        validation_alias="DINSERVE_RUNS",
+        description="in each process; default: cores / threads / workers, 2 on CUDA",
     )
     poll_seconds: float = Field(1.0, gt=0, description="how often a newer version is looked for")
 
@@ -58,8 +65,9 @@ class Settings(BaseSettings):
     keep_alive_seconds: int = Field(30, ge=1)
 
     def runs(self, on_device: bool) -> int:
-        """Runs of the model side by side."""
-        return self.workers or (2 if on_device else max(1, cores() // self.threads))
+        """Runs of the model side by side in one process."""
+        share = 2 if on_device else max(1, cores() // self.threads // self.workers)
+        return self.runs_side_by_side or share
 
     def merges(self, on_device: bool) -> int:
         """Padded pairs up to which requests share a call: a device must be filled, a core not."""

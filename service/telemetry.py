@@ -1,14 +1,19 @@
 """Telemetry: what the service tells its operators, as Prometheus metrics and log lines.
 
-No user or item id is ever a label or part of a line.
+No user or item id is ever a label or part of a line. Several workers keep their metrics in one
+folder (see `service.shared`), and each of them tells those of all.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,25 +25,41 @@ from prometheus_client import (
     generate_latest,
 )
 
+from service import shared
+
 _MILLISECONDS = (0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 200, 500, 1000, 5000)
 _SECONDS = tuple(each / 1e3 for each in _MILLISECONDS)
 _SIZES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
 _PAIRS = tuple(10.0**power for power in range(8))
 
 
-class Telemetry:
-    """The metrics of one application; several may live in a process."""
+Merge = Literal["livesum", "livemin"]
 
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
+
+class Telemetry:
+    """The metrics of one application; several may live in a process.
+
+    With a ``folder`` they are those of all the workers that share it. `shared.join` comes first.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._followed: list[tuple[Gauge, Callable[[], float]]] = []
+        registry = CollectorRegistry()
+        if folder is None:
+            self._registry = registry
+            ProcessCollector(registry=registry)
+        else:
+            self._registry = shared.registry(folder)
+        PlatformCollector(registry=self._registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"dinserve_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"dinserve_{name}", text, labels, registry=registry)
+        def gauge(name: str, text: str, *labels: str, merge: Merge = "livesum") -> Gauge:
+            # How the values of several workers that live become one.
+            return Gauge(
+                f"dinserve_{name}", text, labels, registry=registry, multiprocess_mode=merge
+            )
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"dinserve_{name}", text, registry=registry, buckets=buckets)
@@ -53,23 +74,43 @@ class Telemetry:
         self.unknown_items = counter("unknown_items_total", "Candidates not in the catalogue")
         self.degraded = counter("degraded_total", "Requests scored with less", "reason")
         self.store_failures = counter("store_failures_total", "Reads that failed", "reason")
-        self.breaker_open = gauge("breaker_open", "1 while the store is not asked")
+        self.breaker_open = gauge("breaker_open", "Workers that do not ask the store now")
         self.calls = counter("model_calls_total", "Runs of the model")
         self.call_requests = histogram("model_call_requests", "Requests per run", _SIZES)
         self.call_pairs = histogram("model_call_pairs", "Candidate x behaviour pairs", _PAIRS)
         self.queued_pairs = gauge("queued_pairs", "Pairs that wait for the model")
-        self.ready = gauge("ready", "1 once a verified model is served")
-        self.version = gauge("model_version", "The version served", "model")
+        self.ready = gauge("ready", "Workers that serve a verified model")
+        self.version = gauge("model_version", "The version served", "model", merge="livemin")
         self.swaps = counter("model_swaps_total", "Versions taken into service")
         self.refused = counter("model_versions_refused_total", "Versions found bad", "model")
 
+    def follow(self, gauge: Gauge, value: Callable[[], float]) -> None:
+        """Have a gauge say what ``value()`` is, anew with each `refresh`."""
+        self._followed.append((gauge, value))
+
+    def refresh(self) -> None:
+        for gauge, value in self._followed:
+            gauge.set(value())
+
+    async def keep_fresh(self, every: float) -> None:
+        """`refresh` for ever, so that other workers tell it too."""
+        while True:
+            self.refresh()
+            await asyncio.sleep(every)
+
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
-        return generate_latest(self.registry)
+        self.refresh()
+        return generate_latest(self._registry)
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per log line: time, level, logger, message, and a traceback if any."""
+    """One JSON object per log line: time, level, logger, message, and a traceback if any; the
+    worker's number where there are several."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         instant = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -77,6 +118,7 @@ class JsonLines(logging.Formatter):
             "time": f"{instant}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
+            **self._worker,
             "message": record.getMessage(),
         }
         if record.exc_info:
@@ -84,9 +126,9 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def log_as_json(level: int = logging.INFO) -> None:
+def log_as_json(level: int = logging.INFO, worker: int | None = None) -> None:
     """Send every log of the process to standard error as JSON lines."""
     output = logging.StreamHandler(sys.stderr)
-    output.setFormatter(JsonLines())
+    output.setFormatter(JsonLines(worker))
     logging.basicConfig(level=level, handlers=[output], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -614,7 +614,8 @@ def test_overload_is_refused_early_with_retry_after(repository: Path) -> None:
     """One request runs, one waits, the next is told at once to come back later."""
 
     async def scenario() -> None:
-        async with in_process(repository, workers=1, max_queued_pairs=1) as (client, engine):
+        limits = {"runs_side_by_side": 1, "max_queued_pairs": 1}
+        async with in_process(repository, **limits) as (client, engine):
             engine.gate.clear()
             taken = []
             for expected in (0.0, 1.0):
@@ -641,7 +642,7 @@ def test_a_deadline_that_passes_in_the_queue_is_a_504_without_a_run(repository: 
     """Behind a busy worker a request is answered when its time is over, and is never run."""
 
     async def scenario() -> None:
-        async with in_process(repository, workers=1) as (client, engine):
+        async with in_process(repository, runs_side_by_side=1) as (client, engine):
             engine.gate.clear()
             first = asyncio.create_task(client.post("/score", json=ONE))
             await asyncio.sleep(0.1)
