@@ -14,7 +14,7 @@ from service.batcher import Batcher
 from service.engine import EngineError, OnnxEngine, Scores, pick_provider
 from service.features import BehaviourStore, Breaker
 from service.registry import OpenEngine, Registry
-from service.routes import answer_problems, routes
+from service.routes import answer_problems, routes, score_paths, score_routes
 from service.scorer import Job, Scorer, cost, run
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -108,8 +108,9 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.include_router(
-        routes(settings, scorer=scorer, registry=registry, batcher=batcher, telemetry=telemetry)
-    )
+    app.include_router(routes(settings, registry=registry, batcher=batcher, telemetry=telemetry))
     answer_problems(app, telemetry)
+    document = app.openapi()
+    document["paths"] = {**score_paths(), **document["paths"]}
+    app.router.routes[:0] = score_routes(settings, scorer, telemetry)  # the first to be looked at
     return app
