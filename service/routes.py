@@ -68,8 +68,7 @@ def score_routes(settings: Settings, scorer: Scorer, telemetry: Telemetry) -> li
 
 
 class ScoreEndpoint:
-    """Plain ASGI: FastAPI's reading of parameters, which it has none of, costs more than a store's
-    answer."""
+    """One score route as plain ASGI: FastAPI would look for parameters, and there are none."""
 
     def __init__(
         self, settings: Settings, scorer: Scorer, telemetry: Telemetry, *forms: Form
