@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
@@ -23,10 +24,11 @@ from typing import Any
 
 import orjson
 from hiredis import pack_command
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError
 
 from model.contract.history import HistoryCodec, HistoryError, Records
 from model.contract.schema import Schema
@@ -110,16 +112,18 @@ class BehaviourStore:
         # The client's defaults wait for seconds and retry; protocol 2 spares the handshake. Reads
         # have one limit, that of `read`: the client's own costs a task for each write, and on
         # Python 3.11 its wait_for loses a cancellation that comes while the write is done.
-        self._pool = BlockingConnectionPool.from_url(
+        self._pool = ConnectionPool.from_url(
             url,
             max_connections=connections,
-            timeout=timeout,
             socket_timeout=None,
             socket_connect_timeout=timeout,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
         self._redis = Redis(connection_pool=self._pool)
+        # Taken from the pool for good: its care for each use costs as much as Redis' answer.
+        self._idle: list[AbstractConnection] = []
+        self._slots = asyncio.Semaphore(connections)
         self._leaving: set[asyncio.Task[list[Any]]] = set()
 
     async def __aenter__(self) -> BehaviourStore:
@@ -199,17 +203,26 @@ class BehaviourStore:
             key = history_key(self._prefix, user, schema.layout)
             begin = -schema.history_length * codec.width
             asked += [("STRLEN", key), ("GETRANGE", key, begin, -1)]
-        commands = [pack_command(each) for each in asked]
-        # What a pipeline does, at a third of its price.
-        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+        packed = [pack_command(each) for each in asked]
+        async with self._slots:
+            while self._idle:
+                connection = self._idle.pop()
+                with suppress(ConnectionError):  # closed while it lay idle; the next, or a new one
+                    return await self._exchange(connection, packed)
+            connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+            return await self._exchange(connection, packed)
+
+    async def _exchange(self, connection: AbstractConnection, packed: list[bytes]) -> list[Any]:
+        """Send commands and read their answers: a pipeline, and no more."""
         try:
-            await connection.send_packed_command(commands, check_health=False)
-            return [await connection.read_response() for _ in commands]
+            await connection.send_packed_command(packed, check_health=False)
+            answers = [await connection.read_response() for _ in packed]
         except BaseException:  # no other reader may find the answers to this one
             await connection.disconnect(nowait=True)
-            raise
-        finally:
             await self._pool.release(connection)
+            raise
+        self._idle.append(connection)
+        return answers
 
     def _decode(self, profile: bytes | None, rest: list[Any], codec: HistoryCodec) -> Stored:
         degraded, records = None, codec.empty()

@@ -267,6 +267,47 @@ def test_a_read_that_is_given_up_does_not_mix_up_the_next(
     asyncio.run(scenario())
 
 
+def test_more_readers_than_connections_wait_their_turn(
+    client: Any, redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """All get their own answer, over no more connections than allowed."""
+    users = [str(n) for n in range(40)]
+    for user in users:
+        client.set(profile_key("din", user), f'{{"gender":"{user}"}}')
+
+    async def scenario() -> None:
+        async with store_of(redis_url) as store:
+            found = await asyncio.gather(
+                *(store.read(u, schema, encoder.codec, history=True, budget=9) for u in users)
+            )
+            assert [each.profile["gender"] for each in found] == users
+            assert not any(each.degraded for each in found)
+            assert 2 <= client.info("clients")["connected_clients"] <= 5  # 4 and this one
+
+    asyncio.run(scenario())
+
+
+def test_connections_that_were_closed_while_idle_are_replaced(
+    client: Any, redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """A Redis that dropped its clients, as one that was restarted, degrades no read."""
+    client.set(profile_key("din", "u"), '{"gender":"F"}')
+
+    async def scenario() -> None:
+        async with store_of(redis_url) as store:
+
+            def ask() -> Awaitable[Stored]:
+                return store.read("u", schema, encoder.codec, history=True, budget=9)
+
+            await asyncio.gather(*(ask() for _ in range(8)))
+            client.client_kill_filter(_type="normal", skipme=True)
+            for found in await asyncio.gather(*(ask() for _ in range(8))):
+                assert found.degraded is None
+                assert found.profile == {"gender": "F"}
+
+    asyncio.run(scenario())
+
+
 class Clock:
     """A clock that a test moves."""
 
