@@ -206,16 +206,20 @@ def _because(
     if weight is None or not weight.shape[1]:
         return [[] for _ in asked.candidates]
     top = min(asked.explain, weight.shape[1])
-    size = np.abs(weight)
-    chosen = np.argpartition(-size, top - 1, axis=1)[:, :top]
-    order = np.argsort(-np.take_along_axis(size, chosen, axis=1), axis=1, kind="stable")
-    chosen = np.take_along_axis(chosen, order, axis=1)
-    named = _names(asked, version, records, np.unique(chosen))
-    weights = np.take_along_axis(weight, chosen, axis=1).tolist()
-    return [
-        [{"item_id": named[at], "weight": value} for at, value in zip(row, values, strict=True)]
-        for row, values in zip(chosen.tolist(), weights, strict=True)
+    left, each = np.abs(weight), np.arange(len(weight))
+    chosen = np.empty((len(weight), top), np.int64)
+    for place in range(top):  # a few passes cost less than a partition and a sort of each row
+        chosen[:, place] = left.argmax(axis=1)
+        left[each, chosen[:, place]] = -1
+    used = np.zeros(weight.shape[1], np.bool_)
+    used[chosen] = True
+    named = _names(asked, version, records, np.flatnonzero(used))
+    weights = np.take_along_axis(weight, chosen, axis=1)
+    reasons: list[Given] = [
+        {"item_id": named[at], "weight": value}
+        for at, value in zip(chosen.ravel().tolist(), weights.ravel().tolist(), strict=True)
     ]
+    return [reasons[begin : begin + top] for begin in range(0, len(reasons), top)]
 
 
 def _names(
