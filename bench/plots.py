@@ -28,12 +28,13 @@ def graph(rows: Rows, path: Path) -> None:
             values = [row["ours_ms" if name == "ours" else "reference_ms"] for row in of]
             places = [at + shift * BAR for at in range(len(of))]
             bars = axes.barh(places, [v["median"] for v in values], BAR, label=name, color=colour)
-            axes.bar_label(bars, [f"{v['median']:,.3g}" for v in values], padding=3, fontsize=8)
+            axes.bar_label(bars, [_ms(value["median"]) for value in values], padding=3, fontsize=8)
         axes.set_yticks(range(len(of)), [f"T={row['T']}, N={row['N']}" for row in of])
-        axes.set_xscale("log")
+        log = len(of) > 1
+        axes.set_xscale("log" if log else "linear")
         axes.margins(x=0.15)
         axes.set_title(f"{unit} unit", fontsize=10)
-        axes.set_xlabel("ms per call, one core (log)")
+        axes.set_xlabel(f"ms per call, one core{' (log)' if log else ''}")
         axes.legend(frameon=False, loc="best")
     _save(figure, path)
 
@@ -83,9 +84,9 @@ def latency(rows: Rows, path: Path) -> None:
             for at, (percentile, value) in enumerate(row["percentiles"].items()):
                 if percentile in ("50", "99"):
                     axes.annotate(
-                        f"{value:,.0f}" if value >= 10 else f"{value:.1f}",
+                        _ms(value),
                         (at, value),
-                        (0, 6),
+                        (0, -14 if row["server"] == "ours" else 7),
                         textcoords="offset points",
                         ha="center",
                         fontsize=9,
@@ -95,8 +96,12 @@ def latency(rows: Rows, path: Path) -> None:
         axes.margins(y=0.12)
         axes.set_ylabel("ms (log)")
         axes.set_title(f"{rate:.0f} requests/s, N=200, T: {lengths}", fontsize=10)
-        axes.legend(frameon=False, loc="upper left")
+        axes.legend(frameon=False, loc="lower right")
     _save(figure, path)
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _panels(figure: Figure, count: int) -> list[Axes]:

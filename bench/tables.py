@@ -63,7 +63,7 @@ def saturation(rows: Rows) -> Table:
             row["mix"],
             row["server"],
             str(row["connections"]),
-            shown(row["per_second"]),
+            shown(row["per_second"], ",.0f"),
             "" if ours else shown(row["times_faster"], ".2f"),
             shown(row["cpu_ms"], ".1f"),
             "" if ours else shown(row["times_cpu"], ".2f"),
@@ -76,7 +76,7 @@ def saturation(rows: Rows) -> Table:
 
 def constant(rows: Rows) -> Table:
     table = _table(
-        "Service, N=200, one core: constant arrivals, median (quartiles)",
+        "Service, N=200, constant arrivals: median (quartiles) of the calmer half of turns",
         ["histories", "server"],
         ["arrivals/s", "answers/s", "p50 ms", "p99 ms", "p99/p50", "used", "taken", "bad"],
     )
@@ -91,7 +91,7 @@ def constant(rows: Rows) -> Table:
             f"{row['offered_per_second']:.1f}",
             shown(row["per_second"]),
             shown(row["p50_ms"]),
-            shown(row["p99_ms"]),
+            shown(row["p99_ms"], ",.0f"),
             f"{row['tail']['median']:.1f}",
             f"{row['busy']['median']:.0%}",
             f"{row['taken']['median']:.0%}",
