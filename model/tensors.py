@@ -45,9 +45,9 @@ class Tensors(NamedTuple):
     @classmethod
     def of(cls, batch: Batch, dense: bool = False) -> Tensors:
         """Tensors over the batch's own memory, in the form that trains or the dense one."""
-        arrays = [torch.from_numpy(getattr(batch, each.name)) for each in fields(Batch)]
+        arrays = {each.name: torch.from_numpy(getattr(batch, each.name)) for each in fields(Batch)}
         grid = Dense(*map(torch.from_numpy, (batch.length(), *batch.grid()))) if dense else None
-        return cls(*arrays, grid)
+        return cls(**arrays, dense=grid)
 
     def spans(self) -> Tensor:
         """Behaviours of each user (U,) up to the last that is seen or not padding."""
