@@ -32,7 +32,6 @@ NO_REDIS = "redis://127.0.0.1:1/0"
 WHOLE = {"history": [], "user": {"gender": "F", "income": 1.0}}  # the store is not asked
 ASK = json.dumps({"user_id": "u", "candidates": ["i1"], **WHOLE}).encode()
 HEAD = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-HEAD += b"Expect: 100-continue\r\n"
 
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/smaps").exists(), reason="needs /proc of Linux"
@@ -110,7 +109,8 @@ class Connection:
     def begin(self) -> None:
         """Send a request without its body. Returns once the service asks for that, and so has
         begun to read; raises ConnectionError when it closes instead."""
-        self._http.sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(ASK))
+        expecting = b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(ASK)
+        self._http.sock.sendall(HEAD + expecting)
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):
             if not (chunk := self._http.sock.recv(1)):
@@ -344,6 +344,7 @@ def test_a_replacement_takes_no_connection_before_it_has_a_model(tmp_path: Path)
             with service.open() as connection:
                 assert connection.pid == other
                 assert connection.score()["version"] == 1
+                assert connection.metrics()["dinserve_ready"] == 1
         (tmp_path / "elsewhere").rename(root)
         assert doomed not in {each.pid for each in service.one_of_each(opened)}
 
@@ -409,6 +410,27 @@ def begun_requests(service: Workers) -> list[int]:
                 statuses.append(0)
             time.sleep(0.01)
     return statuses
+
+
+def test_who_connected_before_the_end_is_served(tmp_path: Path) -> None:
+    """Requests that wait in any queue when SIGTERM comes are answered."""
+    publish_toy(tmp_path / "root")
+    with Workers(tmp_path / "root", tmp_path / "log") as service, ExitStack() as opened:
+        pids = [each.pid for each in service.one_of_each(opened)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        request = HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(ASK) + ASK
+        waiting = []
+        for _ in range(40):
+            caller = opened.enter_context(socket.create_connection(("127.0.0.1", service.port), 30))
+            caller.sendall(request)
+            waiting.append(caller)
+        service.process.terminate()
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        for caller in waiting:
+            assert caller.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+        assert service.process.wait(30) == 0
 
 
 def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
