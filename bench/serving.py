@@ -55,7 +55,7 @@ class Plan:
 
 
 FULL = Plan(10_000, (MIXED, LONG, FIXED), (4, 8), 7, 120, 12, 6.0, 6.0)
-QUICK = Plan(2_000, (MIXED, FIXED), (8,), 3, 60, 2, 4.0, 2.5)
+QUICK = Plan(2_000, (MIXED, FIXED), (8,), 3, 60, 2, 3.0, 2.0)
 
 
 def padded(longest: int) -> str:
