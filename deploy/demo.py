@@ -4,7 +4,7 @@ Everything is under ``var/``: data, runs/demo-N, repository. The environment say
 
     DATA, TEST_USERS   the archive of MovieLens-1M, and a file with the ids of its test users
     DEMO_USERS         a synthetic world of so many users instead, nothing is downloaded
-    DEMO_EPOCHS        epochs of training; MovieLens-1M: 1, to save time (the recipe has more)
+    DEMO_EPOCHS        epochs of training; MovieLens-1M: 0.5, to save time (the recipe has 3)
     DEMO_REQUESTS      requests whose latency is measured
     DEMO_VAR           another folder than var
 
@@ -176,7 +176,7 @@ def _movielens(path: Path) -> Source:
     if users:
         options += ["--test-users", str(Path(users).expanduser().resolve())]
     try:
-        return Source("movielens-1m", tuple(options), "1", movielens.titles(path))
+        return Source("movielens-1m", tuple(options), "0.5", movielens.titles(path))
     except movielens.ArchiveError as error:
         raise StepError(f"{path}: {error}") from None
 

@@ -40,7 +40,7 @@ def settings(schema: str, model: str, given: Sequence[str]) -> tuple[Config, Fit
     for key, value in fit.items():
         if key == "negatives_kept" and not (_number(value) and 0 < value <= 1):
             raise SettingError(f"--set {key}: expected a share above 0 and at most 1")
-        if key in ("rate", "embedding_rate") and value == 0:
+        if key in ("rate", "embedding_rate", "epochs") and value == 0:
             raise SettingError(f"--set {key}: expected a number above 0")
         count = type(value) is int and value > 0
         if not (_number(value) if isinstance(default[key], float) else count):

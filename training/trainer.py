@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from training.calibrate import sigmoid
 from training.dataset import Dataset
 
 Report = Callable[[str, int, int, dict[str, float]], None]
-EVALUATION_SIZE = 4096
+EVALUATION_SIZE = 512  # 4096 takes 2.5 times as long on MovieLens-1M: pairs no longer fit the cache
 EVALUATION_BLOCK = 64
 
 
@@ -37,11 +38,11 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to train. Sizes count impressions; rates are Adam's."""
+    """How to train. Sizes count impressions, epochs may be parts of one; rates are Adam's."""
 
     size: int = 512
     block: int = 8
-    epochs: int = 2
+    epochs: float = 2.0
     rate: float = 2e-3
     embedding_rate: float = 2e-3
     regularisation: float = 0.0
@@ -92,7 +93,7 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.progress = Progress(evaluations=[])
         self.steps_per_epoch = len(data["train"].plan(config.size, config.block, 0))
-        self.steps = self.steps_per_epoch * config.epochs
+        self.steps = max(1, round(self.steps_per_epoch * config.epochs))
 
     def fit(self, report: Report) -> Progress:
         """Train to the end, or on from the last checkpoint; leaves the best weights in the network.
@@ -111,7 +112,7 @@ class Trainer:
             report(
                 "train",
                 at.impressions,
-                len(self.data["train"]) * self.config.epochs,
+                round(len(self.data["train"]) * self.config.epochs),
                 {"loss": loss},
             )
             if at.step % every == 0 or at.step == self.steps:
@@ -125,9 +126,10 @@ class Trainer:
     def _batches(self) -> Iterator[tuple[Tensors, Tensor]]:
         """What is left of the epochs; each epoch's order follows from the seed alone."""
         train = self.data["train"]
-        for epoch in range(self.progress.step // self.steps_per_epoch, self.config.epochs):
+        for epoch in range(self.progress.step // self.steps_per_epoch, ceil(self.config.epochs)):
             plan = train.plan(self.config.size, self.config.block, (self.seed, epoch))
-            for part in plan[self.progress.step - epoch * self.steps_per_epoch :]:
+            before = epoch * self.steps_per_epoch
+            for part in plan[self.progress.step - before : self.steps - before]:
                 batch, at = train.batch(*part)
                 yield Tensors.of(batch), torch.from_numpy(train.label[at])
 

@@ -114,6 +114,19 @@ def test_a_run_killed_after_its_last_step_is_done(sets: dict[str, Dataset], tmp_
     assert reported == []
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(0.4, 6), (1.4, 21), (2, 30)])
+def test_epochs_may_be_parts_of_one(
+    sets: dict[str, Dataset], tmp_path: Path, epochs: float, steps: int
+) -> None:
+    """Training ends at the nearest step, after an evaluation, and its rate falls to zero there."""
+    made = trainer(sets, tmp_path, config=replace(CONFIG, epochs=epochs))
+    _, progress = trained(made)
+    assert (progress.step, progress.done) == (steps, True)
+    assert progress.evaluations is not None
+    assert progress.evaluations[-1]["step"] == steps
+    assert made.dense.param_groups[0]["lr"] <= made.config.rate / steps * 1.01
+
+
 def test_training_stops_when_validation_gets_no_better(
     sets: dict[str, Dataset], tmp_path: Path
 ) -> None:
