@@ -77,7 +77,7 @@ def _steps(trainer: Trainer) -> Iterator[int]:
 
 
 def _rate(step: Callable[[], int], seconds: float) -> float:
-    begin, samples = time.perf_counter(), 0
-    while (taken := time.perf_counter() - begin) < seconds or not samples:
+    begin, samples = time.process_time(), 0
+    while (taken := time.process_time() - begin) < seconds or not samples:
         samples += step()
     return samples / taken
