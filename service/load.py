@@ -83,7 +83,7 @@ def read(folder: Path, schema: Schema) -> Histories:
     return Histories(
         users=counts["user_id"].to_list(),
         ends=np.cumsum(counts["len"].to_numpy(), dtype=np.int64),
-        records=HistoryCodec(schema).pack(packed),
+        records=HistoryCodec.of(schema).pack(packed),
         profiles=_profiles(folder / "users.parquet", schema) if schema.user else {},
     )
 

@@ -164,7 +164,7 @@ class Encoder:
 
     def __init__(self, schema: Schema, tables: Mapping[str, Table], catalogue: Catalogue) -> None:
         self.schema, self.tables, self.catalogue = schema, tables, catalogue
-        self.codec = HistoryCodec(schema)
+        self.codec = HistoryCodec.of(schema)
         self._widths = {group: schema.width(group) for group in GROUPS}
         self._places: dict[str, int] = {}
         self._placed = {

@@ -11,16 +11,21 @@ offset type     what
 16...  8 bytes  each behaviour field of the schema, in its order: uint64 key of a category
                 (0 = missing) or float64 number (NaN = missing)
 ====== ======== ==========================================================
+
+A schema whose behaviour fields change has another layout. What was stored in the old one stays
+readable: `HistoryCodec.convert` keeps the fields that both have, and what is new is missing.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from model.contract.schema import Schema
+from model.contract.ids import MISSING
+from model.contract.schema import Schema, layout_of
 
 Records = npt.NDArray[np.void]
 
@@ -30,12 +35,38 @@ class HistoryError(ValueError):
 
 
 class HistoryCodec:
-    """Packs and unpacks histories of one schema."""
+    """Packs and unpacks histories of one layout: names and kinds of the behaviour fields."""
 
-    def __init__(self, schema: Schema) -> None:
-        self.fields = schema.behaviour
-        kinds = [(field.name, "<f8" if field.kind == "number" else "<u8") for field in self.fields]
+    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
+        self.fields = tuple(fields)
+        kinds = [(name, "<f8" if kind == "number" else "<u8") for name, kind in self.fields]
         self.dtype = np.dtype([("ts", "<i8"), ("item_id", "<u8"), *kinds])
+
+    @classmethod
+    def of(cls, schema: Schema) -> HistoryCodec:
+        return cls([(field.name, field.kind) for field in schema.behaviour])
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> HistoryCodec:
+        """From `described`. Raises `HistoryError`."""
+        try:
+            fields = json.loads(text)
+            pairs = [(name, kind) for name, kind in fields]
+            if not all(isinstance(each, str) for pair in pairs for each in pair):
+                raise ValueError("text expected")
+            return cls(pairs)
+        except (ValueError, TypeError) as error:
+            raise HistoryError(f"no description of a layout ({error})") from None
+
+    @property
+    def described(self) -> str:
+        """The fields as JSON, for whoever meets this layout later."""
+        return json.dumps([list(field) for field in self.fields])
+
+    @property
+    def layout(self) -> str:
+        """The same digest as `Schema.layout`."""
+        return layout_of(self.fields)
 
     @property
     def width(self) -> int:
@@ -65,6 +96,18 @@ class HistoryCodec:
             raise HistoryError(f"{len(data)} bytes are not a multiple of the record's {self.width}")
         return np.frombuffer(data, self.dtype)
 
+    def convert(self, records: Records, source: HistoryCodec) -> Records:
+        """Records of another layout in this one: a field that it lacks, or has as another kind, is
+        missing."""
+        if source.fields == self.fields:
+            return records
+        found = np.empty(len(records), self.dtype)
+        found["ts"], found["item_id"] = records["ts"], records["item_id"]
+        for name, kind in self.fields:
+            missing = np.nan if kind == "number" else MISSING
+            found[name] = records[name] if (name, kind) in source.fields else missing
+        return found
+
     def empty(self) -> Records:
         return np.empty(0, self.dtype)
 
@@ -72,3 +115,9 @@ class HistoryCodec:
 def recent(records: Records, length: int) -> Records:
     """The last ``length`` records."""
     return records[max(0, len(records) - length) :]
+
+
+def in_order(parts: Sequence[Records]) -> Records:
+    """Histories of one layout as one, oldest first; of one ts those of the first part first."""
+    whole = np.concatenate(parts)
+    return whole[np.argsort(whole["ts"], kind="stable")]

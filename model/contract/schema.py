@@ -19,6 +19,10 @@ tags        up to ``max_values`` ids of one vocabulary (the genres of a film)
 number      a real number, cut at ``boundaries`` into len(boundaries) + 1 rows
 =========== ======================================================================
 
+Beside the fields: ``history_length``; ``ts_unit``, the unit of every ts ("s" or "ms" since 1970
+where a clock is asked, else only the order matters); ``history_actions``, the actions of events
+that enter a history; and for each task the ``action`` that makes its label 1.
+
 The first item field is always ``item_id``. Every problem raises `SchemaError`, which names the
 file, the field and what was expected.
 """
@@ -30,18 +34,21 @@ import itertools
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 Kind = Literal["category", "tags", "number"]
 Group = Literal["user", "item", "behaviour", "ad", "context"]
+TsUnit = Literal["s", "ms"]
 GROUPS: tuple[Group, ...] = ("user", "item", "behaviour", "ad", "context")
-RESERVED = frozenset({"user_id", "ts", "split", "behaviour", "probability"})
+RESERVED = frozenset({"user_id", "ts", "split", "behaviour", "probability", "request_id"})
 # A score of an answer holds these beside one probability per task; ctr is that of the first task.
 SCORED = frozenset({"item_id", "status", "because"})
 MAX_NAME = 100
+MAX_ACTION = 32
+SHOWN = "impression"
 MAX_HISTORY = 10_000
 MAX_TAGS = 256
 MAX_BUCKETS = 2**31 - 3
@@ -74,11 +81,17 @@ class Field:
 
 @dataclass(frozen=True)
 class Schema:
-    """All features of a model, the most recent behaviours it looks at, and its tasks."""
+    """All features of a model, the most recent behaviours it looks at, and its tasks.
+
+    ``actions`` holds one for each task: an impression's label is 1 when it was followed by that.
+    """
 
     name: str
     history_length: int
+    ts_unit: TsUnit
+    history_actions: tuple[str, ...]
     tasks: tuple[str, ...]
+    actions: tuple[str, ...]
     user: tuple[Field, ...]
     item: tuple[Field, ...]
     behaviour: tuple[Field, ...]
@@ -121,8 +134,7 @@ class Schema:
     @property
     def layout(self) -> str:
         """Digest of what a stored behaviour record holds; names the layout in Redis keys."""
-        body = json.dumps([[field.name, field.kind] for field in self.behaviour])
-        return hashlib.sha256(body.encode()).hexdigest()[:8]
+        return layout_of([(field.name, field.kind) for field in self.behaviour])
 
     @classmethod
     def load(cls, path: str | Path) -> Schema:
@@ -144,6 +156,18 @@ class Schema:
         except (ValueError, RecursionError) as error:  # tomllib lets int's digit limit through
             raise SchemaError(file, "file", f"valid TOML ({error})") from None
         return _Reader(file).schema(document)
+
+
+def layout_of(fields: Sequence[tuple[str, str]]) -> str:
+    """Digest of the names and kinds of behaviour fields; 8 hex digits."""
+    body = json.dumps([list(field) for field in fields])
+    return hashlib.sha256(body.encode()).hexdigest()[:8]
+
+
+def is_action(value: Any) -> bool:
+    """Whether ``value`` may name an action: an identifier of at most 32 ASCII characters."""
+    sound = isinstance(value, str) and value.isascii() and value.isidentifier()
+    return sound and len(value) <= MAX_ACTION
 
 
 def _plain(schema: Schema) -> dict[str, Any]:
@@ -172,7 +196,7 @@ class _Reader:
         return SchemaError(self.file, field, expected)
 
     def schema(self, document: Mapping[str, Any]) -> Schema:
-        known = {"name", "history_length", "task", *GROUPS}
+        known = {"name", "history_length", "ts_unit", "history_actions", "task", *GROUPS}
         for key in document:
             if key not in known:
                 raise self.fail(key, f"one of {', '.join(sorted(known))}")
@@ -186,12 +210,16 @@ class _Reader:
                 raise self.fail(
                     f"{field.name}.kind", "category or number (records are fixed-width)"
                 )
+        tasks = self.tasks(document)
         schema = Schema(
             name=self.model_name(document),
             history_length=self.integer(
                 document, "history_length", "", default=100, low=1, high=MAX_HISTORY
             ),
-            tasks=self.tasks(document),
+            ts_unit=self.ts_unit(document),
+            history_actions=self.history_actions(document),
+            tasks=tuple(tasks),
+            actions=tuple(tasks.values()),
             **groups,
         )
         self.names_are_unique(schema)
@@ -204,21 +232,42 @@ class _Reader:
             raise self.fail("name", "a string of letters, digits, '-' and '_'")
         return name
 
-    def tasks(self, document: Mapping[str, Any]) -> tuple[str, ...]:
+    def ts_unit(self, document: Mapping[str, Any]) -> TsUnit:
+        unit = document.get("ts_unit", "s")
+        if unit not in ("s", "ms"):
+            raise self.fail("ts_unit", '"s" or "ms"')
+        return cast(TsUnit, unit)
+
+    def history_actions(self, document: Mapping[str, Any]) -> tuple[str, ...]:
+        actions = document.get("history_actions", ["click", "conversion"])
+        sound = isinstance(actions, list) and actions and all(map(is_action, actions))
+        if not sound or SHOWN in actions or len(set(actions)) < len(actions):
+            expected = f"a list of actions (identifiers) that differ, {SHOWN} not among them"
+            raise self.fail("history_actions", expected)
+        return tuple(actions)
+
+    def tasks(self, document: Mapping[str, Any]) -> dict[str, str]:
+        """The action of each task, by default its name; that of ctr is click."""
         tables = document.get("task", [{"name": "ctr"}])
         if not isinstance(tables, list) or not tables:
             raise self.fail("task", "one or more [[task]] tables")
-        names = []
+        found: dict[str, str] = {}
         for index, table in enumerate(tables):
             where = f"task[{index}]"
-            if not isinstance(table, dict) or set(table) != {"name"}:
-                raise self.fail(where, "a table with just a name")
+            if not isinstance(table, dict) or not {"name"} <= set(table) <= {"name", "action"}:
+                raise self.fail(where, "a table with a name and maybe an action")
             name = self.name(table, where)
             if name in SCORED or (name == "ctr" and index):
                 expected = f"a name other than {name} (a field of every score)"
                 raise self.fail(f"{where}.name", expected)
-            names.append(name)
-        return tuple(names)
+            if name in found:
+                raise self.fail("task", "task names that differ")
+            action = table.get("action", "click" if name == "ctr" else name[:MAX_ACTION])
+            if not is_action(action) or action == SHOWN:
+                expected = f"an identifier of at most {MAX_ACTION} characters, not {SHOWN}"
+                raise self.fail(f"{where}.action", expected)
+            found[name] = action
+        return found
 
     def name(self, table: Mapping[str, Any], where: str) -> str:
         name = table.get("name")
@@ -287,8 +336,6 @@ class _Reader:
 
     def names_are_unique(self, schema: Schema) -> None:
         seen = set(schema.tasks)
-        if len(seen) < len(schema.tasks):
-            raise self.fail("task", "task names that differ")
         for field in schema.fields:
             if field.name in seen:
                 raise self.fail(field.name, "a name that no other field or task has")

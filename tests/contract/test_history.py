@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.contract.encode import Encoder
-from model.contract.history import HistoryCodec, HistoryError, recent
+from model.contract.history import HistoryCodec, HistoryError, in_order, recent
 from model.contract.schema import Schema
 
 BARE = Schema.parse('name = "bare"\n[[item]]\nname = "item_id"\n')
@@ -44,7 +44,7 @@ def test_round_trip(
 
 def test_a_record_is_sixteen_bytes_and_eight_per_field(encoder: Encoder) -> None:
     """The width follows the schema's behaviour fields."""
-    assert HistoryCodec(BARE).width == 16
+    assert HistoryCodec.of(BARE).width == 16
     assert encoder.codec.width == 32
 
 
@@ -90,6 +90,48 @@ def test_columns_of_another_length_are_refused(encoder: Encoder, length: int) ->
 @given(st.integers(0, 9), st.integers(0, 12))
 def test_recent_is_the_tail(count: int, length: int) -> None:
     """The most recent behaviours are the last ones, as many as there are."""
-    records = HistoryCodec(BARE).pack({"ts": range(count), "item_id": [1] * count})
+    records = HistoryCodec.of(BARE).pack({"ts": range(count), "item_id": [1] * count})
     expected = list(range(count))[max(0, count - length) :]
     assert recent(records, length)["ts"].tolist() == expected
+
+
+def test_a_layout_is_known_again_from_its_description() -> None:
+    """Names and kinds are all that it needs."""
+    codec = HistoryCodec([("rating", "category"), ("price", "number")])
+    again = HistoryCodec.parse(codec.described)
+    assert (again.fields, again.dtype, again.layout) == (codec.fields, codec.dtype, codec.layout)
+
+
+def test_a_codec_has_the_layout_of_its_schema(encoder: Encoder) -> None:
+    """The digest that names a stored history is one, wherever it is made."""
+    assert HistoryCodec.of(encoder.schema).layout == encoder.schema.layout
+
+
+@pytest.mark.parametrize("text", ["", "1", "[1]", '[["a"]]', '[["a", 1]]', '[["a", "b", "c"]]'])
+def test_what_describes_no_layout_is_refused(text: str) -> None:
+    """A damaged description is a HistoryError."""
+    with pytest.raises(HistoryError):
+        HistoryCodec.parse(text)
+
+
+def test_records_of_another_layout_keep_what_both_have() -> None:
+    """What is new, or has become another kind, is missing; what is gone is dropped."""
+    old = HistoryCodec([("rating", "category"), ("price", "category"), ("gone", "number")])
+    new = HistoryCodec([("price", "number"), ("rating", "category"), ("fresh", "category")])
+    records = old.pack(
+        {"ts": [1, 2], "item_id": [3, 4], "rating": [5, 6], "price": [7, 8], "gone": [0.5, 1.5]}
+    )
+    found = new.convert(records, old)
+    assert found.dtype == new.dtype
+    assert found[["ts", "item_id", "rating"]].tolist() == [(1, 3, 5), (2, 4, 6)]
+    assert np.isnan(found["price"]).all()
+    assert not found["fresh"].any()
+    assert old.convert(records, old) is records
+
+
+def test_histories_of_several_layouts_become_one_in_time() -> None:
+    """Of one moment those of the first part come first."""
+    codec = HistoryCodec.of(BARE)
+    first = codec.pack({"ts": [1, 5], "item_id": [1, 2]})
+    second = codec.pack({"ts": [0, 5, 6], "item_id": [3, 4, 5]})
+    assert in_order([first, second])["item_id"].tolist() == [3, 1, 2, 4, 5]

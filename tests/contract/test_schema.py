@@ -81,8 +81,12 @@ ERRORS = [
     # tasks
     (f"task = []\n{HEAD}", "task", "one or more [[task]] tables"),
     (f"task = 1\n{HEAD}", "task", "one or more [[task]] tables"),
-    (f'task = ["ctr"]\n{HEAD}', "task[0]", "a table with just a name"),
-    (f'{HEAD}[[task]]\nname = "ctr"\nweight = 1', "task[0]", "a table with just a name"),
+    (f'task = ["ctr"]\n{HEAD}', "task[0]", "a table with a name and maybe an action"),
+    (
+        f'{HEAD}[[task]]\nname = "ctr"\nweight = 1',
+        "task[0]",
+        "a table with a name and maybe an action",
+    ),
     (f'{HEAD}[[task]]\nname = "a-b"', "task[0].name", "an identifier"),
     (f'{HEAD}[[task]]\nname = "ts"', "task[0].name", "a name other than ts (reserved)"),
     *(
@@ -95,6 +99,16 @@ ERRORS = [
     ),
     (f'{HEAD}[[task]]\nname = "status"', "task[0].name", "a name other than status (a field of"),
     (f'{HEAD}[[task]]\nname = "a"\n[[task]]\nname = "a"', "task", "task names that differ"),
+    *(
+        (f'{HEAD}[[task]]\nname = "a"\naction = {action}', "task[0].action", "an identifier of at")
+        for action in ("1", '"impression"', '"a b"', f'"{"x" * 33}"')
+    ),
+    # events
+    (f'ts_unit = "us"\n{HEAD}', "ts_unit", '"s" or "ms"'),
+    *(
+        (f"history_actions = {actions}\n{HEAD}", "history_actions", "a list of actions")
+        for actions in ("[]", "1", "[1]", '["a", "a"]', '["impression"]', '["a b"]')
+    ),
     # groups
     ('name = "shop"', "item", "a first item field named item_id"),
     ('name = "shop"\n[[item]]\nname = "sku"', "item", "a first item field named item_id"),
@@ -273,6 +287,19 @@ def test_fingerprint_ignores_comments_spaces_and_spelt_out_defaults() -> None:
     restyled = "# a comment\n" + FULL.replace(" = ", "   =\t").replace("\n", "  # here\n\n")
     explicit = FULL.replace('name = "hour"', 'kind = "category"\nmin_count = 1\nname = "hour"')
     assert len({Schema.parse(text).fingerprint for text in (FULL, restyled, explicit)}) == 1
+
+
+def test_what_events_mean_has_defaults_and_is_no_part_of_the_fingerprint() -> None:
+    """Clicks and conversions enter histories, a click is ctr's label, and times are in seconds."""
+    plain = Schema.parse(HEAD + '[[task]]\nname = "ctr"\n[[task]]\nname = "sale"\n')
+    assert (plain.ts_unit, plain.history_actions) == ("s", ("click", "conversion"))
+    assert plain.actions == ("click", "sale")
+    text = 'ts_unit = "ms"\nhistory_actions = ["view"]\n' + HEAD
+    text += '[[task]]\nname = "ctr"\naction = "view"\n[[task]]\nname = "sale"\n'
+    other = Schema.parse(text)
+    assert (other.ts_unit, other.history_actions) == ("ms", ("view",))
+    assert other.actions == ("view", "sale")
+    assert plain.fingerprint == other.fingerprint
 
 
 def test_digests_stay_what_they_are() -> None:
