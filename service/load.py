@@ -18,15 +18,14 @@ import orjson
 from redis import Redis
 from redis.exceptions import RedisError
 
-from model.contract.history import HistoryCodec, Records
+from model.contract.history import KEPT, HistoryCodec, Records
 from model.contract.ids import MISSING, Keys, keys
 from model.contract.schema import Field, Schema
-from service.features import history_key, profile_key
+from model.contract.store import history_key, layouts_key, profile_key
 
 if TYPE_CHECKING:
     import polars as pl
 
-KEPT = 4
 TIME_TO_LIVE = 90 * 24 * 3600
 _TOGETHER = 1000
 

@@ -2,8 +2,8 @@
 
 ::
 
-    base/                                 prepared logs (`training.logs`): the schema, the items, the
-                                          users, and the behaviours from before the loop
+    base/                                 prepared logs (`training.logs`): the schema, the items,
+                                          the users, and the behaviours from before the loop
     events/date=YYYY-MM-DD/NAME.parquet   `Event` entries of `model.contract.log`, by the day of ts
     scores/date=YYYY-MM-DD/NAME.parquet   `Scored` entries, by the day (UTC) they were received
     erased/NAME.parquet                   `Erased` entries
@@ -25,7 +25,7 @@ import polars as pl
 _PLACE = {
     "key": pl.UInt64(),
     "partition": pl.Int16(),
-    "entry": pl.String(),  # MS-SEQ of the stream, each padded with zeros, so that text order is time
+    "entry": pl.String(),  # MS-SEQ of the stream, padded with zeros, so that text order is time
     "user_id": pl.String(),
     "received": pl.Int64(),  # ms since 1970
 }
@@ -45,6 +45,7 @@ SCORES = {
     "schema": pl.String(),
     "candidates": pl.List(pl.String()),
     "probability": pl.String(),  # JSON object: task -> list
+    "unknown": pl.List(pl.Int64()),  # positions of candidates that the catalogue lacks
     "length": pl.Int64(),  # of the history that was looked at
     "newest": pl.Int64(),  # its newest ts; null where it was empty
     "digest": pl.String(),
@@ -98,7 +99,7 @@ class Collected:
             if (first is None or day >= first) and (last is None or day <= last):
                 files = sorted((self.folder / kind / f"date={day}").glob("*.parquet"))
                 frames += [pl.read_parquet(file, columns=list(columns)) for file in files]
-        found = pl.concat([frame.select(columns) for frame in frames])
+        found = pl.concat([frame.select(list(columns)) for frame in frames])
         found = found.sort("partition", "entry").unique("key", keep="first", maintain_order=True)
         kept = found.join(self.erased(), on="user_id", how="left", maintain_order="left")
         kept = kept.filter(pl.col("until").is_null() | (pl.col("received") > pl.col("until")))

@@ -28,6 +28,9 @@ from model.contract.ids import MISSING
 from model.contract.schema import Schema, layout_of
 
 Records = npt.NDArray[np.void]
+KEPT = 4
+"""A stored history holds this many times the behaviours that a model looks at, for a later model
+that looks further back; what is older goes."""
 
 
 class HistoryError(ValueError):

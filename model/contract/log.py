@@ -85,7 +85,8 @@ class Snapshot:
 class Scored:
     """An answered request. Position i in it is the i-th candidate; ``received`` in ms since 1970.
 
-    ``candidates`` holds raw ids, None where only an unknown key was given. ``columns`` holds the
+    ``candidates`` holds raw ids, None where only an unknown key was given; ``unknown`` the positions
+    of those that the catalogue lacks. ``columns`` holds the
     item and ad fields that came with the candidates, None where one did not. ``user`` and
     ``context`` are the raw fields that were used. ``rows`` has a digest of each field's encoded
     rows (`digests`).
@@ -106,6 +107,7 @@ class Scored:
     context: Mapping[str, Any]
     columns: Mapping[str, Sequence[Any]]
     rows: Mapping[str, str]
+    unknown: Sequence[int] = ()
     degraded: str | None = None
 
     @property
@@ -143,16 +145,12 @@ def load(kind: str, data: str | bytes) -> Entry:
         if kind == Event.kind:
             return Event(**found)
         if kind == Scored.kind:
-            return Scored(**{**found, "history": _snapshot(found["history"])})
+            return Scored(**{**found, "history": Snapshot(**{"newest": None, **found["history"]})})
         if kind == Erased.kind:
             return Erased(**found)
     except (TypeError, KeyError) as error:
         raise ValueError(f"no {kind} entry: {error}") from None
     raise ValueError("an entry of no known kind")
-
-
-def _snapshot(found: Mapping[str, Any]) -> Snapshot:
-    return Snapshot(**{"newest": None, **found})
 
 
 def digests(batch: Batch, schema: Schema) -> dict[str, str]:

@@ -66,6 +66,7 @@ def test_an_entry_is_read_back_as_it_was_written(
             context={},
             columns={"price": [None, 2.0]},
             rows={"item.item_id": "00"},
+            unknown=[1],
             degraded=note,
         ),
         Erased(user, 9),
