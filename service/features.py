@@ -1,11 +1,7 @@
 """The behaviour store: a user's history and profile in Redis, read in one bounded round trip.
 
-============================== =============================================================
-``PREFIX:{USER}:h:LAYOUT``     the history: records of `model.contract.history`, oldest first
-``PREFIX:{USER}:p``            the profile: a JSON object of the schema's raw user fields
-============================== =============================================================
-
-The braces put both keys of a user in one cluster slot. Every key has a time to live.
+Where they lie says `model.contract.store`. A history may lie in several layouts, when the schema's
+behaviour fields have changed: they are read together, and become one in the layout asked for.
 
 A store that is slow, down or wrong never fails a request: `BehaviourStore.read` then answers
 without, says so in ``degraded``, and after several failures in a row stops asking for a while.
@@ -15,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -30,21 +26,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError
 
-from model.contract.history import HistoryCodec, HistoryError, Records
+from model.contract.history import HistoryCodec, HistoryError, Records, in_order
 from model.contract.schema import Schema
+from model.contract.store import history_key, layouts_key, profile_key
 
 HISTORY_UNAVAILABLE = "history_unavailable"
 PROFILE_UNAVAILABLE = "profile_unavailable"
 _FAIR = 0.25  # of the timeout: less is no fair chance to answer
 _log = logging.getLogger(__name__)
-
-
-def history_key(prefix: str, user: str, layout: str) -> str:
-    return f"{prefix}:{{{user}}}:h:{layout}"
-
-
-def profile_key(prefix: str, user: str) -> str:
-    return f"{prefix}:{{{user}}}:p"
 
 
 @dataclass(frozen=True)
@@ -125,6 +114,7 @@ class BehaviourStore:
         self._idle: list[AbstractConnection] = []
         self._slots = asyncio.Semaphore(connections)
         self._leaving: set[asyncio.Task[list[Any]]] = set()
+        self._codecs: list[HistoryCodec] = []
 
     async def __aenter__(self) -> BehaviourStore:
         try:
@@ -157,7 +147,8 @@ class BehaviourStore:
         if not self.breaker.allow():
             return Stored(codec.empty(), degraded=missing)
         given = min(self._timeout, budget)
-        asking = asyncio.create_task(self._ask(user, schema, codec, history))
+        layouts = self._layouts(codec) if history else []
+        asking = asyncio.create_task(self._ask(user, schema.history_length, layouts))
         try:
             # Not asyncio.timeout: a client that is cancelled first closes its connection, which
             # takes as long again when the other side hangs. Here it does so behind our back.
@@ -180,7 +171,33 @@ class BehaviourStore:
             self._give_up(asking)
         self.breaker.succeeded()
         profile, *rest = answers
-        return self._decode(profile, rest, codec)
+        return self._decode(profile, rest, layouts, codec)
+
+    async def learn_layouts(self) -> None:
+        """Find out in which layouts histories may lie. Never raises for what Redis does."""
+        try:
+            async with asyncio.timeout(1.0):
+                found = await self._redis.hgetall(layouts_key(self._prefix))
+        except (RedisError, OSError, TimeoutError) as error:
+            self._report(type(error).__name__)
+            return
+        codecs = []
+        for described in found.values():
+            try:
+                codecs.append(HistoryCodec.parse(described))
+            except HistoryError:
+                self._report("corrupt layout")
+        self._codecs = codecs
+
+    async def watch_layouts(self, every: float) -> None:
+        """`learn_layouts` for ever."""
+        while True:
+            await self.learn_layouts()
+            await asyncio.sleep(every)
+
+    def _layouts(self, codec: HistoryCodec) -> list[HistoryCodec]:
+        """The layouts to ask for, the one wanted last: it is the newest."""
+        return [each for each in self._codecs if each.fields != codec.fields] + [codec]
 
     def _give_up(self, asking: asyncio.Task[list[Any]]) -> None:
         """Cancel a read that no one waits for, and let it clean up."""
@@ -195,14 +212,11 @@ class BehaviourStore:
         if not asking.cancelled():
             asking.exception()  # seen, so that no one warns of it
 
-    async def _ask(
-        self, user: str, schema: Schema, codec: HistoryCodec, history: bool
-    ) -> list[Any]:
+    async def _ask(self, user: str, length: int, layouts: Sequence[HistoryCodec]) -> list[Any]:
         asked: list[tuple[Any, ...]] = [("GET", profile_key(self._prefix, user))]
-        if history:
-            key = history_key(self._prefix, user, schema.layout)
-            begin = -schema.history_length * codec.width
-            asked += [("STRLEN", key), ("GETRANGE", key, begin, -1)]
+        for codec in layouts:
+            key = history_key(self._prefix, user, codec.layout)
+            asked += [("STRLEN", key), ("GETRANGE", key, -length * codec.width, -1)]
         packed = [pack_command(each) for each in asked]
         async with self._slots:
             while self._idle:
@@ -224,8 +238,14 @@ class BehaviourStore:
         self._idle.append(connection)
         return answers
 
-    def _decode(self, profile: bytes | None, rest: list[Any], codec: HistoryCodec) -> Stored:
-        degraded, records = None, codec.empty()
+    def _decode(
+        self,
+        profile: bytes | None,
+        rest: Sequence[Any],
+        layouts: Sequence[HistoryCodec],
+        codec: HistoryCodec,
+    ) -> Stored:
+        degraded, parts = None, list[Records]()
         try:
             fields = {} if profile is None else orjson.loads(profile)
             if not isinstance(fields, dict):
@@ -233,17 +253,20 @@ class BehaviourStore:
         except ValueError:
             fields, degraded = {}, PROFILE_UNAVAILABLE
             self._report("corrupt profile")
-        if rest:
-            whole, data = rest
+        for layout, whole, data in zip(layouts, rest[::2], rest[1::2], strict=True):
+            if not whole:
+                continue
             try:
                 # Of a history that is cut in the middle of a record no record can be trusted.
-                if whole % codec.width:
+                if whole % layout.width:
                     raise HistoryError("a record is cut")
-                records = codec.unpack(data)
+                parts.append(codec.convert(layout.unpack(data), layout))
             except HistoryError:
                 degraded = HISTORY_UNAVAILABLE
                 self._report("corrupt history")
-        return Stored(records, fields, degraded)
+        if len(parts) > 1:
+            parts = [in_order(parts)]
+        return Stored(parts[0] if parts else codec.empty(), fields, degraded)
 
     def _report(self, reason: str) -> None:
         self._on_failure(reason)

@@ -111,6 +111,8 @@ def write(
                 pipeline.execute()
                 written += len(some)
                 progress(written)
+            redis.hset(layouts_key(prefix), schema.layout, HistoryCodec.of(schema).described)
+            redis.expire(layouts_key(prefix), seconds)
     except (RedisError, OSError, ValueError) as error:
         raise LoadError(f"Redis: {error}") from None
     return written

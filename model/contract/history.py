@@ -44,6 +44,7 @@ class HistoryCodec:
         self.fields = tuple(fields)
         kinds = [(name, "<f8" if kind == "number" else "<u8") for name, kind in self.fields]
         self.dtype = np.dtype([("ts", "<i8"), ("item_id", "<u8"), *kinds])
+        self.layout = layout_of(self.fields)  # the same digest as `Schema.layout`
 
     @classmethod
     def of(cls, schema: Schema) -> HistoryCodec:
@@ -65,11 +66,6 @@ class HistoryCodec:
     def described(self) -> str:
         """The fields as JSON, for whoever meets this layout later."""
         return json.dumps([list(field) for field in self.fields])
-
-    @property
-    def layout(self) -> str:
-        """The same digest as `Schema.layout`."""
-        return layout_of(self.fields)
 
     @property
     def width(self) -> int:

@@ -85,11 +85,10 @@ class Snapshot:
 class Scored:
     """An answered request. Position i in it is the i-th candidate; ``received`` in ms since 1970.
 
-    ``candidates`` holds raw ids, None where only an unknown key was given; ``unknown`` the positions
-    of those that the catalogue lacks. ``columns`` holds the
-    item and ad fields that came with the candidates, None where one did not. ``user`` and
-    ``context`` are the raw fields that were used. ``rows`` has a digest of each field's encoded
-    rows (`digests`).
+    ``candidates`` holds raw ids, None where only an unknown key was given; ``unknown`` has the
+    positions of those that the catalogue lacks. ``columns`` holds the item and ad fields that came
+    with the candidates, None where one did not. ``user`` and ``context`` are the raw fields that
+    were used. ``rows`` has a digest of each field's encoded rows (`digests`).
     """
 
     kind: ClassVar[str] = "score"

@@ -16,8 +16,8 @@ from redis import Redis
 from model.contract.encode import Encoder
 from model.contract.ids import keys
 from model.contract.schema import Schema
+from model.contract.store import history_key, profile_key
 from service.binary import MEDIA_TYPE
-from service.features import history_key, profile_key
 from tests.support import ITEMS, Service, problem
 
 HISTORY = [{"item_id": f"i{n}", "ts": n, "rating": "4"} for n in range(8)]

@@ -13,8 +13,10 @@ import pytest
 from redis import Redis
 
 from model.contract.encode import Encoder
+from model.contract.history import HistoryCodec
 from model.contract.schema import Schema
-from service.features import BehaviourStore, Breaker, Stored, history_key, profile_key
+from model.contract.store import history_key, profile_key
+from service.features import BehaviourStore, Breaker, Stored
 from tests.support import RedisProcess, free_port, running_redis
 
 SHORT, PATIENT = 0.2, 10.0
@@ -73,12 +75,6 @@ def test_an_unknown_user_is_not_degraded(redis_url: str, encoder: Encoder) -> No
     assert (len(stored.history), stored.profile, stored.degraded) == (0, {}, None)
 
 
-def test_both_keys_of_a_user_lie_in_one_cluster_slot(redis_url: str) -> None:
-    """The part in braces, which decides the slot, is the user in both keys."""
-    assert "{u}" in history_key("din", "u", "x")
-    assert "{u}" in profile_key("din", "u")
-
-
 def test_history_and_profile_take_one_round_trip(
     client: Any, redis_url: str, encoder: Encoder, schema: Schema
 ) -> None:
@@ -112,6 +108,42 @@ def test_history_and_profile_take_one_round_trip(
                 assert traffic == ["question", "answer"]
         server.close()
         await asyncio.gather(*relays)
+
+    asyncio.run(scenario())
+
+
+def test_histories_of_all_layouts_are_read_together(
+    client: Any, redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """What was stored before the schema changed is still there, in its place in time; the fields
+    that it lacks are missing, and a damaged description of a layout harms no one."""
+    old = HistoryCodec([("rating", "category"), ("shop", "number")])
+    before = old.pack({"ts": [0, 2, 7], "item_id": [1, 2, 3], "rating": [9, 8, 7], "shop": [1] * 3})
+    client.set(history_key("din", "u", old.layout), before.tobytes())
+    client.set(history_key("din", "u", schema.layout), packed(encoder, 2))
+    client.hset("din:layouts", mapping={old.layout: old.described, "x": "nonsense"})
+    client.hset("din:layouts", schema.layout, encoder.codec.described)
+
+    async def scenario() -> tuple[Stored, Stored]:
+        async with store_of(redis_url) as store:
+            unaware = await store.read("u", schema, encoder.codec, history=True, budget=9)
+            await store.learn_layouts()
+            return unaware, await store.read("u", schema, encoder.codec, history=True, budget=9)
+
+    unaware, stored = asyncio.run(scenario())
+    assert unaware.history["ts"].tolist() == [0, 1]
+    assert stored.degraded is None
+    assert stored.history.dtype == encoder.codec.dtype
+    assert stored.history["ts"].tolist() == [0, 0, 1, 2, 7]
+    assert stored.history["rating"][[0, 3, 4]].tolist() == [9, 8, 7]
+
+
+def test_layouts_of_a_store_that_is_away_are_those_known_before(encoder: Encoder) -> None:
+    """Not knowing them now forgets nothing and fails nothing."""
+
+    async def scenario() -> None:
+        async with store_of(f"redis://127.0.0.1:{free_port()}/0") as store:
+            await store.learn_layouts()
 
     asyncio.run(scenario())
 

@@ -11,9 +11,10 @@ import pytest
 from redis import Redis
 
 from model.contract.encode import Encoder
+from model.contract.history import KEPT, HistoryCodec
 from model.contract.schema import Schema
+from model.contract.store import history_key, profile_key
 from service import load
-from service.features import history_key, profile_key
 from tests.support import free_port
 
 EVENTS = {
@@ -38,7 +39,10 @@ def stored(url: str, folder: Path, schema: Schema) -> dict[str, bytes]:
     with Redis.from_url(url) as client:
         keys = sorted(client.keys())
         assert all(0 < client.ttl(key) <= load.TIME_TO_LIVE for key in keys)
-        return {key.decode(): client.get(key) for key in keys}
+        assert client.hgetall("din:layouts") == {
+            schema.layout.encode(): HistoryCodec.of(schema).described.encode()
+        }
+        return {key.decode(): client.get(key) for key in keys if key != b"din:layouts"}
 
 
 def test_histories_are_packed_as_the_encoder_packs_them(
@@ -82,7 +86,7 @@ def test_just_the_most_recent_behaviours_are_kept(
     }
     found = stored(redis_url, write_logs(tmp_path, events), schema)
     records = encoder.codec.unpack(found[history_key("din", "a", schema.layout)])
-    kept = load.KEPT * schema.history_length
+    kept = KEPT * schema.history_length
     assert records["ts"].tolist() == list(range(count - kept, count))
 
 

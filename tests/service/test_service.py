@@ -29,9 +29,9 @@ from model.contract.batch import Batch
 from model.contract.encode import Encoder, Request
 from model.contract.repository import Repository
 from model.contract.schema import Schema
+from model.contract.store import history_key, profile_key
 from service.app import create_app
 from service.engine import OnnxEngine, Scores
-from service.features import history_key, profile_key
 from service.scorer import expit
 from service.settings import Settings
 from tests.support import (
