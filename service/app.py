@@ -10,16 +10,22 @@ from functools import partial
 
 from fastapi import FastAPI
 
+from model.contract.store import PARTITIONS
 from service.batcher import Batcher
 from service.engine import EngineError, OnnxEngine, Scores, pick_provider
+from service.event_routes import event_routes
+from service.events import EventLog
 from service.features import BehaviourStore, Breaker
 from service.registry import OpenEngine, Registry
 from service.routes import answer_problems, routes, score_paths, score_routes
+from service.score_log import ScoreLog
 from service.scorer import Job, Scorer, cost, run
 from service.settings import Settings
 from service.telemetry import Telemetry
 
 _FRESH_SECONDS = 1.0
+_LAYOUTS_SECONDS = 10.0
+_DAY_MS = 86_400_000
 _log = logging.getLogger(__name__)
 
 
@@ -75,10 +81,21 @@ def create_app(
     )
     telemetry.follow(telemetry.queued_pairs, lambda: batcher.queued)
     telemetry.follow(telemetry.ready, lambda: registry.current is not None and batcher.alive)
+    events = EventLog(
+        settings.redis_url,
+        prefix=settings.key_prefix,
+        timeout=settings.event_timeout_ms / 1e3,
+        connections=settings.store_connections,
+        horizon_ms=settings.history_days * _DAY_MS,
+        tombstone_ms=settings.erased_days * _DAY_MS,
+        limit=settings.log_entries // PARTITIONS,
+    )
+    score_log = ScoreLog(events, share=settings.log_share, telemetry=telemetry)
     scorer = Scorer(
         registry=registry,
         store=store,
         batcher=batcher,
+        log=score_log,
         telemetry=telemetry,
         timeout_ms=settings.timeout_ms,
     )
@@ -86,7 +103,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         _log.info("provider %s, %d threads, %d runs", provider, settings.threads, batcher.workers)
-        async with store, batcher:
+        async with store, events, score_log, batcher:
             if hold is not None:
                 await registry.renew()
                 while registry.current is None and hold():
@@ -94,6 +111,7 @@ def create_app(
                     await registry.renew()
             tasks = [
                 asyncio.create_task(registry.watch(settings.poll_seconds), name="registry"),
+                asyncio.create_task(store.watch_layouts(_LAYOUTS_SECONDS), name="layouts"),
                 asyncio.create_task(telemetry.keep_fresh(_FRESH_SECONDS), name="telemetry"),
             ]
             yield
@@ -107,6 +125,9 @@ def create_app(
         version="1",
         lifespan=lifespan,
         redirect_slashes=False,
+    )
+    app.include_router(
+        event_routes(settings, registry=registry, events=events, telemetry=telemetry)
     )
     app.include_router(routes(settings, registry=registry, batcher=batcher, telemetry=telemetry))
     answer_problems(app, telemetry)

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from model.contract.history import KEPT, HistoryCodec, Records
 from model.contract.ids import MISSING, Keys, keys
 from model.contract.schema import Field, Schema
-from model.contract.store import history_key, layouts_key, profile_key
+from model.contract.store import LAYOUTS_SECONDS, history_key, layouts_key, profile_key
 
 if TYPE_CHECKING:
     import polars as pl
@@ -104,6 +104,8 @@ def write(
     written = 0
     try:
         with Redis.from_url(url, socket_timeout=30, socket_connect_timeout=3) as redis:
+            redis.hset(layouts_key(prefix), schema.layout, HistoryCodec.of(schema).described)
+            redis.expire(layouts_key(prefix), LAYOUTS_SECONDS)
             while some := list(islice(entries, _TOGETHER)):
                 pipeline = redis.pipeline(transaction=False)
                 for key, value in some:
@@ -111,8 +113,6 @@ def write(
                 pipeline.execute()
                 written += len(some)
                 progress(written)
-            redis.hset(layouts_key(prefix), schema.layout, HistoryCodec.of(schema).described)
-            redis.expire(layouts_key(prefix), seconds)
     except (RedisError, OSError, ValueError) as error:
         raise LoadError(f"Redis: {error}") from None
     return written

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
@@ -38,12 +38,13 @@ from service.rows import ROWS, ScoreRequest, ScoreResponse
 from service.scorer import Job, Scorer
 from service.settings import Settings
 from service.telemetry import Telemetry
-from service.wire import Form, ProblemDocument
+from service.wire import Form, ProblemDocument, read_json
 
 REQUEST_ID = "X-Request-ID"
 _JSON = "application/json"
 _SCORES = ("/score", "/score/columns")
 _MAX_REQUEST_ID = 128
+_SCORED = "Scores in the order of the candidates"
 _log = logging.getLogger(__name__)
 
 _PROBLEMS = {
@@ -96,7 +97,7 @@ def score_paths() -> dict[str, Any]:
             "post": {
                 "summary": "Click probabilities of candidates for one user",
                 "operationId": "score",
-                **_document(ScoreRequest, ScoreResponse),
+                **document(ScoreRequest, ScoreResponse, done=_SCORED),
             }
         },
         "/score/columns": {
@@ -104,7 +105,7 @@ def score_paths() -> dict[str, Any]:
                 "summary": "The same in columns, as JSON or binary: the fast form",
                 "description": "Binary where that is the Content-Type: see docs/wire.md.",
                 "operationId": "score_columns",
-                **_document(ColumnsRequest, ColumnsResponse, BINARY.media_type),
+                **document(ColumnsRequest, ColumnsResponse, BINARY.media_type, done=_SCORED),
             }
         },
     }
@@ -194,12 +195,23 @@ def request_id(request: Request) -> str:
 
 def _form(request: Request, forms: Mapping[str, Form]) -> Form:
     """The form that the Content-Type names; JSON without one. Raises `NotJson`."""
+    return forms[_media_type(request, *forms)]
+
+
+def _media_type(request: Request, *expected: str) -> str:
+    """That of the body, JSON without one. Raises `NotJson` for none of those expected."""
     kind = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
     if kind.startswith("application/") and kind.endswith("+json"):
         kind = _JSON
-    if kind not in forms:
-        raise NotJson(f"Content-Type: {' or '.join(forms)} expected", "Content-Type")
-    return forms[kind]
+    if kind not in expected:
+        raise NotJson(f"Content-Type: {' or '.join(expected)} expected", "Content-Type")
+    return kind
+
+
+async def json_body(request: Request, settings: Settings) -> Any:
+    """The value of a JSON body. Raises `NotJson` and what `read_body` and `read_json` raise."""
+    _media_type(request, _JSON)
+    return read_json(await read_body(request, settings))
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
@@ -255,21 +267,21 @@ def problem_response(
     return Response(orjson.dumps(body), status, sent, "application/problem+json")
 
 
-def _document(asked: type[BaseModel], answer: type[BaseModel], *binary: str) -> dict[str, Any]:
-    """What /docs says of a score route, whose body is not read by FastAPI."""
+def document(
+    asked: Any, answer: type[BaseModel], *binary: str, done: str = "Done"
+) -> dict[str, Any]:
+    """What /docs says of a route, whose body, one of ``asked`` if any, is not read by FastAPI."""
     raw = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in binary}
 
     def content(kind: str, model: Any, mode: Any) -> dict[str, Any]:
-        return {kind: {"schema": inline(model.model_json_schema(mode=mode))}}
+        return {kind: {"schema": inline(TypeAdapter(model).json_schema(mode=mode))}}
 
+    body = {"required": True, "content": {**content(_JSON, asked, "validation"), **raw}}
     return {
-        "requestBody": {
-            "required": True,
-            "content": {**content(_JSON, asked, "validation"), **raw},
-        },
+        **({"requestBody": body} if asked is not None else {}),
         "responses": {
             "200": {
-                "description": "Scores in the order of the candidates",
+                "description": done,
                 "content": {**content(_JSON, answer, "serialization"), **raw},
             },
             **{

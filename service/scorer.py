@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from time import perf_counter
+from time import perf_counter, time
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from service.engine import Floats, Scores
 from service.errors import DeadlineExceeded, Invalid, NotReady
 from service.features import PROFILE_UNAVAILABLE, BehaviourStore, Stored
 from service.registry import Registry, Version
+from service.score_log import Noted, ScoreLog
 from service.telemetry import Telemetry
 from service.wire import Answer, Ask, Form
 
@@ -31,9 +32,10 @@ INLINE_BYTES = 32_768
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """An encoded request for one version."""
+    """An encoded request for one version, and what it was encoded from."""
 
     version: Version
+    request: Request
     batch: Batch
     explain: bool
 
@@ -73,10 +75,11 @@ class Scorer:
         registry: Registry,
         store: BehaviourStore,
         batcher: Batcher[Job, Scores],
+        log: ScoreLog,
         telemetry: Telemetry,
         timeout_ms: int,
     ) -> None:
-        self._registry, self._store, self._batcher = registry, store, batcher
+        self._registry, self._store, self._batcher, self._log = registry, store, batcher, log
         self._telemetry, self._timeout_ms = telemetry, timeout_ms
 
     async def score(self, form: Form, body: bytes, request_id: str, started: float) -> bytes:
@@ -119,6 +122,8 @@ class Scorer:
                 "total": round(total * 1e3, 3),
             },
         )
+        if self._log.wants(request_id):
+            self._log.add(Noted(asked, answer, version, job.request, job.batch, int(time() * 1000)))
         return form.write(asked, answer)
 
     async def _stored(self, asked: Ask, version: Version, left: float) -> Stored:
@@ -185,10 +190,11 @@ def _encode(
                 raise
             # The stored profile does not fit this model; the caller can't help it.
             stored = replace(stored, profile={}, degraded=stored.degraded or PROFILE_UNAVAILABLE)
-            batch, known = encoder.encode(replace(request, user=asked.overrides))
+            request = replace(request, user=asked.overrides)
+            batch, known = encoder.encode(request)
     except FieldError as error:
         raise Invalid(f"Expected {error.expected}", form.named(error.field)) from None
-    return Job(version, batch, asked.explain > 0), known, stored
+    return Job(version, request, batch, asked.explain > 0), known, stored
 
 
 def expit(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

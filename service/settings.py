@@ -64,6 +64,18 @@ class Settings(BaseSettings):
     )
     keep_alive_seconds: int = Field(30, ge=1)
 
+    history_days: int = Field(
+        90, ge=1, le=3650, description="how old an event may be; time to live of histories and logs"
+    )
+    erased_days: int = Field(400, ge=1, le=3650, description="time to live of tombstones")
+    event_timeout_ms: float = Field(1000.0, gt=0, le=60_000, description="of each write to Redis")
+    log_share: float = Field(
+        0.0, ge=0, le=1, description="of the answered requests that are logged, by their id's hash"
+    )
+    log_entries: int = Field(
+        2**20, ge=64, description="the log may hold so many before it is collected"
+    )
+
     def runs(self, on_device: bool) -> int:
         """Runs of the model side by side in one process."""
         share = 2 if on_device else max(1, cores() // self.threads // self.workers)

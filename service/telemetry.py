@@ -84,6 +84,10 @@ class Telemetry:
         self.swaps = counter("model_swaps_total", "Versions taken into service")
         self.refused = counter("model_versions_refused_total", "Versions found bad", "model")
 
+        self.events = counter("events_total", "Events by what became of them", "status")
+        self.erased = counter("users_erased_total", "Users erased")
+        self.logged = counter("scores_logged_total", "Scores by what became of their log", "result")
+
     def follow(self, gauge: Gauge, value: Callable[[], float]) -> None:
         """Have a gauge say what ``value()`` is, anew with each `refresh`."""
         self._followed.append((gauge, value))

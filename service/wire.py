@@ -160,6 +160,14 @@ Body = TypeVar("Body", bound=Envelope)
 
 def parse(body: bytes, form: type[Body]) -> Body:
     """The envelope of a body. Raises `Malformed` and `Invalid`."""
+    return _envelope(read_json(body), form)
+
+
+def read_json(body: bytes) -> Any:
+    """The value of a JSON body, without NaN, overflow, integers over 64 bits and lone surrogates.
+
+    Raises `Malformed` and `Invalid`.
+    """
     # orjson makes floats of integers over 64 bits; they must not pass as numbers.
     suspect = _LONG_NUMBER in body.translate(_DIGITS)
     try:
@@ -169,7 +177,7 @@ def parse(body: bytes, form: type[Body]) -> Body:
         raise Malformed(_NO_JSON, _BODY) from None
     if suspect:
         _find_refused(body)
-    return _envelope(value, form)
+    return value
 
 
 class _Refused:

@@ -19,6 +19,8 @@ from __future__ import annotations
 from model.contract.ids import key
 
 PARTITIONS = 64
+LAYOUTS_SECONDS = 400 * 24 * 3600
+"""Time to live of what is known of layouts: longer than that of any history."""
 
 
 def partition(user: str) -> int:

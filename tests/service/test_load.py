@@ -13,7 +13,7 @@ from redis import Redis
 from model.contract.encode import Encoder
 from model.contract.history import KEPT, HistoryCodec
 from model.contract.schema import Schema
-from model.contract.store import history_key, profile_key
+from model.contract.store import LAYOUTS_SECONDS, history_key, profile_key
 from service import load
 from tests.support import free_port
 
@@ -38,7 +38,8 @@ def stored(url: str, folder: Path, schema: Schema) -> dict[str, bytes]:
     load.write(load.read(folder, schema), schema, url, prefix="din")
     with Redis.from_url(url) as client:
         keys = sorted(client.keys())
-        assert all(0 < client.ttl(key) <= load.TIME_TO_LIVE for key in keys)
+        assert all(0 < client.ttl(key) <= LAYOUTS_SECONDS for key in keys)
+        assert all(client.ttl(key) <= load.TIME_TO_LIVE for key in keys if b"{" in key)
         assert client.hgetall("din:layouts") == {
             schema.layout.encode(): HistoryCodec.of(schema).described.encode()
         }

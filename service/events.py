@@ -1,0 +1,255 @@
+"""Events: what callers report enters the user's history and the log at once, or not at all.
+
+One script per user, all of a request in one round trip. Whatever a caller sends again is counted
+once, so after any failure the same request may simply be sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import orjson
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from model.contract.encode import Encoder, FieldError
+from model.contract.history import KEPT, HistoryCodec
+from model.contract.log import Erased, Event, Scored, dump, read_event
+from model.contract.schema import Schema
+from model.contract.store import (
+    LAYOUTS_SECONDS,
+    erased_key,
+    history_key,
+    layouts_key,
+    log_key,
+    partition,
+    profile_key,
+    seen_key,
+)
+from service import scripts
+from service.errors import Unavailable
+
+Status = Literal["accepted", "duplicate", "refused"]
+Call = tuple[list[str], list[Any]]
+Answered = TypeVar("Answered")
+FUTURE_MS = 60_000
+_MILLISECONDS = {"ms": 1, "s": 1000}
+_ANNOUNCED_SECONDS = 3600.0
+_AT_ONCE = 10_000
+_REASONS = {
+    scripts.ERASED: "the user was erased at or after this time",
+    scripts.FULL: "the log is full; is it collected?",
+    scripts.TOO_OLD: "older than the user's stored history",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one event; ``field`` and ``reason`` where it was refused."""
+
+    status: Status
+    field: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What went: keys of the user, and entries of the log that were not collected yet."""
+
+    keys: int
+    entries: int
+
+
+class EventLog:
+    """Writes to the store; `async with` opens and closes its connections.
+
+    ``horizon_ms``: how old an event may be, and the time to live of all but tombstones, which
+    live ``tombstone_ms``. ``limit``: entries that the log of one partition may hold.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str,
+        timeout: float,
+        connections: int,
+        horizon_ms: int,
+        tombstone_ms: int,
+        limit: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._prefix, self._limit, self._clock = prefix, limit, clock
+        self._horizon_ms, self._tombstone_ms = horizon_ms, tombstone_ms
+        self._redis = Redis.from_url(
+            url,
+            max_connections=connections,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._announced: dict[str, float] = {}
+
+    async def __aenter__(self) -> EventLog:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._redis.aclose()
+
+    @property
+    def now(self) -> int:
+        """ms since 1970."""
+        return int(self._clock() * 1000)
+
+    async def append(self, raws: Sequence[Any], encoder: Encoder) -> list[Result]:
+        """Take events as they were sent; what became of each. Raises `Unavailable`.
+
+        After `Unavailable` some may have been taken: they are duplicates the next time.
+        """
+        schema, received = encoder.schema, self.now
+        results: dict[int, Result] = {}
+        by_user: dict[str, dict[int, tuple[Event, bytes]]] = {}
+        for at, raw in enumerate(raws):
+            try:
+                event = read_event(raw, schema, received)
+                self._in_time(event, schema)
+                record = _record(event, encoder)
+            except FieldError as error:
+                results[at] = Result("refused", error.field, f"expected {error.expected}")
+            else:
+                by_user.setdefault(event.user_id, {})[at] = event, record
+        if by_user:
+            calls = [self._appending(events, encoder) for events in by_user.values()]
+            await self._announce(encoder.codec)
+            codes = await self._run(scripts.APPEND, calls)
+            for events, found in zip(by_user.values(), codes, strict=True):
+                results |= dict(zip(events, map(_result, found), strict=True))
+        return [results[at] for at in range(len(raws))]
+
+    async def note(self, scores: Sequence[Scored]) -> list[int]:
+        """Log answered scores; what the script says of each. Raises `Unavailable`."""
+        calls = []
+        for score in scores:
+            keys = [self._log_of(score.user_id), erased_key(self._prefix, score.user_id)]
+            payload = orjson.dumps(dump(score), option=orjson.OPT_SERIALIZE_NUMPY)
+            limits = [score.received, self._horizon_ms, self._limit]
+            calls.append((keys, [score.user_id, payload, *limits]))
+        return await self._run(scripts.NOTE, calls)
+
+    async def erase(self, user: str, codec: HistoryCodec) -> Erasure:
+        """Forget a user: history, profile and what the log still holds. Raises `Unavailable`.
+
+        What is left says when, so that those who collected the log forget the user too.
+        """
+        received, prefix, log = self.now, self._prefix, self._log_of(user)
+        known = await self._asked(self._redis.hgetall(layouts_key(prefix)))
+        layouts = {codec.layout, *(HistoryCodec.parse(each).layout for each in known.values())}
+        own = [history_key(prefix, user, layout) for layout in sorted(layouts)]
+        own += [profile_key(prefix, user), seen_key(prefix, user)]
+        payload = orjson.dumps(dump(Erased(user, received)))
+        given = [user, payload, received, self._horizon_ms, self._tombstone_ms]
+        keys = [log, erased_key(prefix, user), *own]
+        [[gone, last]] = await self._run(scripts.ERASE, [(keys, given)])
+        start, entries = b"-", 0
+        while start:
+            step = [user, start, last, _AT_ONCE]
+            [[some, start]] = await self._run(scripts.FORGET, [([log], step)])
+            entries += some
+        return Erasure(gone, entries)
+
+    async def _announce(self, codec: HistoryCodec) -> None:
+        """Write down what a layout's fields are, before the first record of it and now and then."""
+        layout = codec.layout
+        if monotonic() < self._announced.get(layout, -math.inf) + _ANNOUNCED_SECONDS:
+            return
+        key = layouts_key(self._prefix)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.hset(key, layout, codec.described)
+            pipeline.expire(key, LAYOUTS_SECONDS)
+            await self._asked(pipeline.execute())
+        self._announced[layout] = monotonic()
+
+    def _appending(self, events: Mapping[int, tuple[Event, bytes]], encoder: Encoder) -> Call:
+        """The call of the script for the events of one user."""
+        schema, codec = encoder.schema, encoder.codec
+        user = next(iter(events.values()))[0].user_id
+        keys = [
+            history_key(self._prefix, user, codec.layout),
+            seen_key(self._prefix, user),
+            self._log_of(user),
+            erased_key(self._prefix, user),
+        ]
+        kept, unit = KEPT * schema.history_length, _MILLISECONDS[schema.ts_unit]
+        given: list[Any] = [codec.width, kept, self._horizon_ms, self._limit, user, unit]
+        for event, record in events.values():
+            payload = orjson.dumps(dump(event))
+            given += [event.ts, record, event.key.to_bytes(8, "little"), payload]
+        return keys, given
+
+    def _in_time(self, event: Event, schema: Schema) -> None:
+        """Raises `FieldError` for what has not happened yet or is long past."""
+        happened = event.ts * _MILLISECONDS[schema.ts_unit]
+        if happened > self.now + FUTURE_MS:
+            raise FieldError("ts", f"a time at most {FUTURE_MS // 1000} s in the future")
+        if happened < self.now - self._horizon_ms:
+            days = self._horizon_ms // 86_400_000
+            raise FieldError("ts", f"a time at most {days} days ago")
+
+    def _log_of(self, user: str) -> str:
+        return log_key(self._prefix, partition(user))
+
+    async def _run(self, script: str, calls: Sequence[Call]) -> list[Any]:
+        """What a script says of each call, in one round trip."""
+        digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+        async def all_of_them() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for keys, given in calls:
+                    pipeline.evalsha(digest, len(keys), *keys, *given)
+                return await pipeline.execute()
+
+        try:
+            return await self._asked(all_of_them())
+        except NoScriptError:  # a new Redis: no call of these has run
+            await self._asked(self._redis.script_load(script))
+            return await self._asked(all_of_them())
+
+    async def _asked(self, answer: Awaitable[Answered]) -> Answered:
+        try:
+            return await answer
+        except NoScriptError:
+            raise
+        except (RedisError, OSError, TimeoutError) as error:
+            raise Unavailable("The store did not take it; send it again") from error
+
+
+def _record(event: Event, encoder: Encoder) -> bytes:
+    """The record of an event that is a behaviour, else none. Raises `FieldError`."""
+    if event.action not in encoder.schema.history_actions:
+        return b""
+    try:
+        return bytes(encoder.records([event.raw(encoder.schema)]).tobytes())
+    except FieldError as error:
+        raise FieldError(error.field.rpartition(".")[2], error.expected) from None
+
+
+def _result(code: int) -> Result:
+    if code == scripts.ACCEPTED:
+        return Result("accepted")
+    if code == scripts.DUPLICATE:
+        return Result("duplicate")
+    return Result("refused", "ts" if code != scripts.FULL else None, _REASONS[code])

@@ -1,0 +1,121 @@
+"""The scripts that change the store: each is atomic, of one user, and one round trip.
+
+All keys of a script lie in one partition (`model.contract.store`), so they run on a cluster too.
+"""
+
+from __future__ import annotations
+
+SEEN = 1024
+"""So many of a user's last events are known again when they are sent again, 8 bytes each."""
+
+# What APPEND says of each event.
+DUPLICATE, ACCEPTED, ERASED, FULL, TOO_OLD = 0, 1, -1, -2, -3
+
+# KEYS: history, seen, log, erased. ARGV: bytes of a record, records to keep, time to live (ms),
+# entries that the log may hold, user, ms per unit of ts; then for each event its ts, its record
+# ("" when it is no behaviour), its key (8 bytes) and its payload. The history is sorted by ts; at
+# one ts what came later stands later, and a record that is there already is not put in again.
+APPEND = (
+    f"local KEEP, DUPLICATE, ACCEPTED = {8 * SEEN}, {DUPLICATE}, {ACCEPTED}\n"
+    f"local ERASED, FULL, TOO_OLD = {ERASED}, {FULL}, {TOO_OLD}\n"
+    """
+local width, kept, ttl = tonumber(ARGV[1]), ARGV[1] * ARGV[2], ARGV[3]
+local history = redis.call('GET', KEYS[1]) or ''
+if #history % width ~= 0 then history = '' end
+local seen = redis.call('GET', KEYS[2]) or ''
+local room = ARGV[4] - redis.call('XLEN', KEYS[3])
+local erased = tonumber(redis.call('GET', KEYS[4]) or '-1e300')
+local changed, logged = false, false
+
+local function known(key)
+  local at = 1
+  while true do
+    local found = string.find(seen, key, at, true)
+    if not found then return false end
+    if found % 8 == 1 then return true end
+    at = found + 1
+  end
+end
+
+local function put(record, ts)
+  local place = #history
+  while place > 0 and struct.unpack('<i8', history, place - width + 1) > ts do
+    place = place - width
+  end
+  if place == 0 and #history >= kept then return false end
+  local at = place
+  while at > 0 and struct.unpack('<i8', history, at - width + 1) == ts do
+    if string.sub(history, at - width + 1, at) == record then return true end
+    at = at - width
+  end
+  history = string.sub(history, 1, place) .. record .. string.sub(history, place + 1)
+  history = string.sub(history, -kept)
+  changed = true
+  return true
+end
+
+local found = {}
+for i = 7, #ARGV, 4 do
+  local ts, record, key = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
+  local result = ACCEPTED
+  if ts * ARGV[6] <= erased then
+    result = ERASED
+  elseif known(key) then
+    result = DUPLICATE
+  elseif room <= 0 then
+    result = FULL
+  elseif record ~= '' and not put(record, ts) then
+    result = TOO_OLD
+  else
+    redis.call('XADD', KEYS[3], '*', 'k', 'event', 'u', ARGV[5], 'd', ARGV[i + 3])
+    seen = string.sub(seen .. key, -KEEP)
+    room, logged = room - 1, true
+  end
+  found[#found + 1] = result
+end
+if changed then redis.call('SET', KEYS[1], history, 'PX', ttl) end
+if logged then
+  redis.call('SET', KEYS[2], seen, 'PX', ttl)
+  redis.call('PEXPIRE', KEYS[3], ttl)
+end
+return found
+"""
+)
+
+# KEYS: log, erased. ARGV: user, payload, when it happened (ms), time to live (ms), entries that the
+# log may hold. What APPEND says.
+NOTE = (
+    f"local ACCEPTED, ERASED, FULL = {ACCEPTED}, {ERASED}, {FULL}\n"
+    """
+if tonumber(ARGV[3]) <= tonumber(redis.call('GET', KEYS[2]) or '-1e300') then return ERASED end
+if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[5]) then return FULL end
+redis.call('XADD', KEYS[1], '*', 'k', 'score', 'u', ARGV[1], 'd', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return ACCEPTED
+"""
+)
+
+# KEYS: log, erased, the user's other keys. ARGV: user, payload, when (ms), time to live of the log
+# and of the tombstone (ms). How many keys went, and the entry of the log that says so.
+ERASE = """
+local gone = redis.call('DEL', unpack(KEYS, 3))
+redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[5])
+local entry = redis.call('XADD', KEYS[1], '*', 'k', 'erase', 'u', ARGV[1], 'd', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return {gone, entry}
+"""
+
+# KEYS: log. ARGV: user, first entry to look at, last one, how many. How many entries of the user
+# went, and where to go on ("" at the end).
+FORGET = """
+local gone, entries = 0, redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[3], 'COUNT', ARGV[4])
+for _, entry in ipairs(entries) do
+  local fields = {}
+  for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
+  if fields.u == ARGV[1] and fields.k ~= 'erase' then
+    gone = gone + redis.call('XDEL', KEYS[1], entry[1])
+  end
+end
+if #entries < tonumber(ARGV[4]) then return {gone, ''} end
+return {gone, '(' .. entries[#entries][1]}
+"""

@@ -1,0 +1,305 @@
+"""Events: into the history and the log at once, counted once, in order; users are forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis import Redis
+
+from model.contract.encode import Encoder
+from model.contract.history import KEPT, HistoryCodec
+from model.contract.log import Erased, Event, load
+from model.contract.schema import Schema
+from model.contract.store import (
+    LAYOUTS_SECONDS,
+    erased_key,
+    history_key,
+    log_key,
+    partition,
+    profile_key,
+    seen_key,
+)
+from service.errors import Unavailable
+from service.events import Erasure, EventLog, Result
+from service.scripts import SEEN
+from tests.support import free_port
+
+NOW = 1_800_000_000
+DAY_MS = 86_400_000
+Got = TypeVar("Got")
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Any]:
+    with Redis.from_url(redis_url) as opened:
+        yield opened
+
+
+def with_log(url: str, work: Callable[[EventLog], Awaitable[Got]], **changes: Any) -> Got:
+    """What ``work`` makes of an event log whose clock stands at `NOW`."""
+    options: dict[str, Any] = {
+        "prefix": "din",
+        "timeout": 5.0,
+        "connections": 4,
+        "horizon_ms": 90 * DAY_MS,
+        "tombstone_ms": 400 * DAY_MS,
+        "limit": 1000,
+        "clock": lambda: NOW,
+    }
+
+    async def scenario() -> Got:
+        async with EventLog(url, **{**options, **changes}) as log:
+            return await work(log)
+
+    return asyncio.run(scenario())
+
+
+def append(url: str, encoder: Encoder, *raws: Any, **changes: Any) -> list[Result]:
+    return with_log(url, lambda log: log.append(raws, encoder), **changes)
+
+
+def event(ts: int, item: str = "i1", action: str = "click", **more: Any) -> dict[str, Any]:
+    return {"user_id": "u", "item_id": item, "action": action, "ts": NOW + ts, **more}
+
+
+def history(client: Any, encoder: Encoder, user: str = "u") -> list[Any]:
+    """ts (from `NOW`), item key and rating of what is stored."""
+    data = client.get(history_key("din", user, encoder.schema.layout)) or b""
+    return [(int(r["ts"]) - NOW, int(r["item_id"])) for r in encoder.codec.unpack(data)]
+
+
+def logged(client: Any, user: str = "u") -> list[Any]:
+    """The entries of the user's partition."""
+    found = client.xrange(log_key("din", partition(user)))
+    return [load(fields[b"k"].decode(), fields[b"d"]) for _, fields in found]
+
+
+def test_a_behaviour_enters_history_and_log_and_an_impression_the_log_alone(
+    client: Any, redis_url: str, encoder: Encoder
+) -> None:
+    """What is stored is what the encoder would store, and the log has it word for word."""
+    click = event(-5, rating="4", dwell=2.5, request_id="r1")
+    shown = event(-6, "i2", "impression", hour=7)
+    assert append(redis_url, encoder, click, shown) == [Result("accepted")] * 2
+    expected = encoder.records([{"item_id": "i1", "ts": NOW - 5, "rating": "4"}])
+    assert client.get(history_key("din", "u", encoder.schema.layout)) == expected.tobytes()
+    first, second = logged(client)
+    assert first == Event(
+        "u", "i1", "click", NOW - 5, NOW * 1000, "r1", {"rating": "4", "dwell": 2.5}
+    )
+    assert (second.action, second.fields, second.request_id) == ("impression", {"hour": 7}, None)
+
+
+def test_a_retried_event_counts_once(client: Any, redis_url: str, encoder: Encoder) -> None:
+    """In one request or in the next, with whatever extra fields it comes again."""
+    found = append(redis_url, encoder, event(-5), event(-5, rating="1"), event(-4))
+    assert [each.status for each in found] == ["accepted", "duplicate", "accepted"]
+    again = append(redis_url, encoder, event(-4), event(-5), event(-5, action="conversion"))
+    assert [each.status for each in again] == ["duplicate", "duplicate", "accepted"]
+    assert [ts for ts, _ in history(client, encoder)] == [-5, -4]  # both deeds are one record
+    assert len(logged(client)) == 3
+
+
+def test_a_retry_after_many_others_is_still_stored_once(
+    client: Any, redis_url: str, encoder: Encoder
+) -> None:
+    """Beyond the events that are remembered, the history itself knows its records."""
+    append(redis_url, encoder, event(0, "i3"))
+    many = [event(-n, "i2", "impression") for n in range(1, SEEN + 1)]
+    append(redis_url, encoder, *many, limit=5000)
+    [found] = append(redis_url, encoder, event(0, "i3"), limit=5000)
+    assert found.status == "accepted"  # collecting it finds the same key in the files
+    assert len(history(client, encoder)) == 1
+
+
+@settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_events_land_in_order_however_they_come(
+    client: Any, redis_url: str, encoder: Encoder, data: st.DataObject
+) -> None:
+    """The history is the last records by ts, at one ts in the order of arrival, each once."""
+    client.flushall()
+    kept = KEPT * encoder.schema.history_length
+    arrivals = data.draw(
+        st.lists(
+            st.tuples(st.integers(-30, 0), st.sampled_from(["i1", "i2", "i3"])), max_size=2 * kept
+        )
+    )
+    size = data.draw(st.integers(1, 7))
+    for begin in range(0, len(arrivals), size):
+        batch = [event(ts, item) for ts, item in arrivals[begin : begin + size]]
+        append(redis_url, encoder, *batch)
+    expected: list[tuple[int, str]] = []
+    for ts, item in arrivals:
+        full = len(expected) == kept
+        if (ts, item) not in expected and not (full and ts < expected[0][0]):
+            place = sum(before <= ts for before, _ in expected)
+            expected = [*expected[:place], (ts, item), *expected[place:]][-kept:]
+    raw = [{"item_id": item, "ts": NOW + ts} for ts, item in expected]
+    keys = encoder.records(raw)["item_id"].tolist()
+    assert history(client, encoder) == [
+        (ts, key) for (ts, _), key in zip(expected, keys, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ts", "limit", "expected"),
+    [
+        (60, 1000, ("accepted", None)),
+        (61, 1000, ("refused", "in the future")),
+        (-90 * 86_400, 1000, ("accepted", None)),
+        (-90 * 86_400 - 1, 1000, ("refused", "90 days ago")),
+        (0, 0, ("refused", "is it collected")),
+    ],
+)
+def test_what_comes_too_soon_too_late_or_too_much_is_refused_with_a_reason(
+    ts: int,
+    limit: int,
+    expected: tuple[str, str | None],
+    client: Any,
+    redis_url: str,
+    encoder: Encoder,
+) -> None:
+    """And leaves nothing behind."""
+    [found] = append(redis_url, encoder, event(ts), limit=limit)
+    status, reason = expected
+    assert found.status == status
+    if reason is not None:
+        assert reason in (found.reason or "")
+        assert not client.keys("din:{*")
+
+
+def test_milliseconds_are_told_from_seconds(redis_url: str, encoder: Encoder) -> None:
+    """The schema says in which unit its times are."""
+    text = 'name = "ms"\nts_unit = "ms"\n[[item]]\nname = "item_id"\n'
+    other = Encoder(Schema.parse(text), encoder.tables, encoder.catalogue)
+    raw = {**event(0), "ts": NOW * 1000 + 59_999}
+    late = {**event(0), "ts": NOW * 1000 + 60_001}
+    found = append(redis_url, other, raw, late)
+    assert [each.status for each in found] == ["accepted", "refused"]
+
+
+def test_a_behaviour_older_than_all_of_a_full_history_is_refused(
+    client: Any, redis_url: str, encoder: Encoder
+) -> None:
+    """An impression of that time is not: it enters no history."""
+    kept = KEPT * encoder.schema.history_length
+    append(redis_url, encoder, *(event(n - kept) for n in range(kept)))
+    old, shown = append(redis_url, encoder, event(-kept - 1), event(-kept - 1, action="impression"))
+    assert (old.status, old.field) == ("refused", "ts")
+    assert "stored history" in (old.reason or "")
+    assert shown.status == "accepted"
+    assert len(history(client, encoder)) == kept
+
+
+def test_one_bad_event_harms_no_other(client: Any, redis_url: str, encoder: Encoder) -> None:
+    """Each is answered in its place, and says which field was wrong."""
+    found = append(
+        redis_url, encoder, event(0), "no event", {**event(0), "item_id": ""}, event(-1, "i2")
+    )
+    assert [each.status for each in found] == ["accepted", "refused", "refused", "accepted"]
+    assert [each.field for each in found] == [None, "event", "item_id", None]
+    assert len(history(client, encoder)) == 2
+
+
+def test_a_value_that_does_not_fit_a_behaviour_field_is_refused(
+    redis_url: str, encoder: Encoder
+) -> None:
+    """It is named as the caller named it."""
+    [found] = append(redis_url, encoder, event(0, rating=["5"]))
+    assert (found.status, found.field) == ("refused", "rating")
+
+
+def test_every_key_has_a_time_to_live(client: Any, redis_url: str, encoder: Encoder) -> None:
+    """Histories and logs live as long as events may be old, tombstones longer."""
+    append(redis_url, encoder, event(0))
+    with_log(redis_url, lambda log: log.erase("v", encoder.codec))
+    found = {key.decode(): client.pttl(key) for key in client.scan_iter()}
+    assert len(found) == 6
+    assert all(0 < ttl <= LAYOUTS_SECONDS * 1000 for ttl in found.values())
+    assert found[history_key("din", "u", encoder.schema.layout)] <= 90 * DAY_MS
+    assert found[erased_key("din", "v")] > 90 * DAY_MS
+
+
+def test_a_user_is_forgotten_in_every_layout_and_in_the_log(
+    client: Any, redis_url: str, encoder: Encoder
+) -> None:
+    """What others did stays; what is left of the user says when, and no earlier event returns."""
+    neighbour = next(f"n{n}" for n in range(999) if partition(f"n{n}") == partition("u"))
+    old = HistoryCodec([("gone", "category")])
+    client.hset("din:layouts", old.layout, old.described)
+    client.set(history_key("din", "u", old.layout), bytes(old.width))
+    client.set(profile_key("din", "u"), b"{}")
+    append(redis_url, encoder, event(-9), event(-8), {**event(-7), "user_id": neighbour})
+    gone = with_log(redis_url, lambda log: log.erase("u", encoder.codec))
+    assert gone == Erasure(keys=4, entries=2)
+    [other, tombstone] = logged(client)
+    assert other.user_id == neighbour
+    assert tombstone == Erased("u", NOW * 1000)
+    left = {key.decode() for key in client.scan_iter() if key.decode().endswith(":x")}
+    assert left == {erased_key("din", "u")}
+    assert not client.exists(seen_key("din", "u"), history_key("din", "u", encoder.schema.layout))
+    found = append(redis_url, encoder, event(0), event(1))
+    assert [each.status for each in found] == ["refused", "accepted"]
+    assert "erased" in (found[0].reason or "")
+    assert [ts for ts, _ in history(client, encoder)] == [1]
+
+
+def test_forgetting_goes_through_a_long_log(
+    client: Any, redis_url: str, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step by step, to its end."""
+    monkeypatch.setattr("service.events._AT_ONCE", 3)
+    append(redis_url, encoder, *(event(-n) for n in range(10)))
+    assert with_log(redis_url, lambda log: log.erase("u", encoder.codec)).entries == 10
+    assert [type(each) for each in logged(client)] == [Erased]
+
+
+def test_forgetting_an_unknown_user_leaves_a_tombstone(
+    client: Any, redis_url: str, encoder: Encoder
+) -> None:
+    """Collected files may know the user."""
+    assert with_log(redis_url, lambda log: log.erase("v", encoder.codec)) == Erasure(0, 0)
+    assert logged(client, "v") == [Erased("v", NOW * 1000)]
+
+
+def test_a_store_that_forgot_its_scripts_is_taught_again(
+    client: Any, redis_url: str, encoder: Encoder
+) -> None:
+    """As after a restart or a failover."""
+    append(redis_url, encoder, event(-1))
+    client.script_flush()
+    assert append(redis_url, encoder, event(0)) == [Result("accepted")]
+
+
+def test_a_store_that_is_away_takes_nothing_and_says_so(encoder: Encoder) -> None:
+    """The caller may send the same again."""
+    with pytest.raises(Unavailable, match="send it again"):
+        append(f"redis://127.0.0.1:{free_port()}/0", encoder, event(0))
+
+
+def test_a_record_that_was_cut_gives_way(client: Any, redis_url: str, encoder: Encoder) -> None:
+    """Of a damaged history nothing can be trusted; what comes now begins a new one."""
+    client.set(history_key("din", "u", encoder.schema.layout), b"123")
+    append(redis_url, encoder, event(0))
+    assert [ts for ts, _ in history(client, encoder)] == [0]
+
+
+def test_the_log_holds_json_that_any_reader_understands(
+    client: Any, redis_url: str, encoder: Encoder
+) -> None:
+    """The kind, the user and an object: nothing of ours is needed to read it."""
+    append(redis_url, encoder, event(0))
+    [(_, fields)] = client.xrange(log_key("din", partition("u")))
+    assert (fields[b"k"], fields[b"u"]) == (b"event", b"u")
+    assert orjson.loads(fields[b"d"])["item_id"] == "i1"

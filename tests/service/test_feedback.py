@@ -1,0 +1,279 @@
+"""Feedback over HTTP: events, erasure and the score log of a running service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+from redis import Redis
+
+from model.contract.bundle import Bundle
+from model.contract.encode import Encoder, Request
+from model.contract.ids import keys
+from model.contract.log import Event, Scored, Snapshot, digests, load
+from model.contract.schema import Schema
+from model.contract.store import log_key, partition, profile_key
+from service import binary
+from service.score_log import of_share
+from tests.support import PATIENT, RedisProcess, Service, problem
+
+RATIO = 0.5
+
+
+@pytest.fixture(scope="module")
+def logging_service(
+    repository: Path, redis_process: RedisProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service that logs all that it answers."""
+    log = tmp_path_factory.mktemp("feedback") / "log"
+    environment = {**PATIENT, "DINSERVE_LOG_SHARE": "1", "DINSERVE_EVENT_TIMEOUT_MS": "10000"}
+    with Service(repository, redis_process.url, log=log, environment=environment) as running:
+        yield running
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Any]:
+    with Redis.from_url(redis_url) as opened:
+        yield opened
+
+
+def event(ago: int = 0, **more: Any) -> dict[str, Any]:
+    now = int(time.time())
+    return {"user_id": "u", "item_id": "i1", "action": "click", "ts": now - ago, **more}
+
+
+def entries(client: Any, user: str, count: int) -> list[Any]:
+    """The log of a user's partition, once it holds ``count`` entries."""
+    deadline = time.monotonic() + 20
+    while True:
+        found = client.xrange(log_key("din", partition(user)))
+        if len(found) >= count or time.monotonic() > deadline:
+            return [load(fields[b"k"].decode(), fields[b"d"]) for _, fields in found]
+        time.sleep(0.02)
+
+
+def test_the_next_score_sees_an_event(client: Any, logging_service: Service) -> None:
+    """What was just posted is in the history that is looked at."""
+    asked = {"user_id": "u", "candidates": ["i1", "i2"], "explain": 1}
+    before = logging_service.score(**asked).json()
+    answer = logging_service.client.post("/events", json=event(rating=4))
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "accepted": 1,
+        "duplicate": 0,
+        "refused": 0,
+        "results": [{"status": "accepted"}],
+    }
+    after = logging_service.score(**asked).json()
+    assert (before["history_length"], after["history_length"]) == (0, 1)
+    assert after["scores"][0]["because"][0]["item_id"] == "i1"
+
+
+def test_several_events_are_answered_one_by_one(client: Any, logging_service: Service) -> None:
+    """Sound ones are taken, bad ones named, and a retry of all counts nothing twice."""
+    body = {"events": [event(3), event(2, item_id=""), event(-3600), event(1, user_id="v")]}
+    first = logging_service.client.post("/events", json=body).json()
+    assert [each["status"] for each in first["results"]] == [
+        "accepted",
+        "refused",
+        "refused",
+        "accepted",
+    ]
+    assert [each.get("field") for each in first["results"]] == [None, "item_id", "ts", None]
+    again = logging_service.client.post("/events", json=body).json()
+    assert (again["accepted"], again["duplicate"], again["refused"]) == (0, 2, 2)
+    assert logging_service.score(user_id="v", candidates=["i1"]).json()["history_length"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ([], "body"),
+        ({}, "action"),
+        ({"events": []}, "events"),
+        ({"events": {}}, "events"),
+        ({"events": [{}] * 1001}, "events"),
+        ({"events": [], "user_id": "u"}, "body"),
+    ],
+)
+def test_a_body_that_is_no_event_is_a_problem(
+    body: Any, field: str, client: Any, logging_service: Service
+) -> None:
+    """422 names what was wrong; nothing is stored."""
+    found = problem(logging_service.client.post("/events", json=body))
+    assert (found["status"], found["field"]) == (422, field)
+    assert not client.keys("din:{*")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b'{"user_id": NaN}', "application/json", 422),
+        (b'{"ts": 1e400}', "application/json", 422),
+        (b'{"user_id": "\\ud800"}', "application/json", 422),
+        (b"{", "application/json", 400),
+        (b"{}", "text/plain", 415),
+        (b" " * (2**20 + 1), "application/json", 413),
+    ],
+)
+def test_hostile_bodies_are_problems(
+    content: bytes, kind: str, status: int, logging_service: Service
+) -> None:
+    """As strict as a score's."""
+    answer = logging_service.client.post("/events", content=content, headers={"content-type": kind})
+    assert problem(answer)["status"] == status
+
+
+def test_a_single_event_that_is_refused_is_a_problem(logging_service: Service) -> None:
+    """Who sends one need not read a list."""
+    found = problem(logging_service.client.post("/events", json=event(-3600)))
+    assert (found["status"], found["field"]) == (422, "ts")
+    assert "in the future" in found["detail"]
+
+
+def test_a_user_is_forgotten(client: Any, logging_service: Service) -> None:
+    """Ids may hold anything, slashes too; the next score knows nothing."""
+    user = "a/ü b"
+    logging_service.client.post("/events", json=event(1, user_id=user))
+    client.set(profile_key("din", user), b'{"gender":"F"}')
+    answer = logging_service.client.delete("/users/a%2F%C3%BC%20b")
+    assert answer.status_code == 200
+    assert answer.json() == {"keys": 3, "entries": 1}
+    assert logging_service.score(user_id=user, candidates=["i1"]).json()["history_length"] == 0
+    found = problem(logging_service.client.delete("/users/" + "x" * 300))
+    assert (found["status"], found["field"]) == (422, "user_id")
+
+
+def test_a_score_is_logged_with_all_that_it_was_made_from(
+    client: Any, logging_service: Service, encoder: Encoder, schema: Schema
+) -> None:
+    """Ids, probabilities, raw fields, the history's snapshot, and a digest per encoded field that
+    the same raw values give anywhere."""
+    client.set(profile_key("din", "u"), b'{"gender":"F","income":15}')
+    logging_service.client.post("/events", json=event(5, rating=3))
+    asked = {
+        "user_id": "u",
+        "candidates": [{"item_id": "i1", "price": 1.5}, "i2", {"item_id": "never"}],
+        "context": {"hour": 7},
+        "user": {"income": 30},
+    }
+    answer = logging_service.client.post("/score", json=asked, headers={"X-Request-ID": "r-1"})
+    clicked, scored = entries(client, "u", 2)
+    assert isinstance(clicked, Event)
+    assert isinstance(scored, Scored)
+    assert (scored.request_id, scored.model, scored.version) == ("r-1", "toy", 1)
+    assert scored.schema == schema.fingerprint
+    assert scored.candidates == ["i1", "i2", "never"]
+    assert scored.probability == {"ctr": [each["ctr"] for each in answer.json()["scores"]]}
+    assert scored.unknown == [2]
+    assert (scored.user, scored.context) == ({"gender": "F", "income": 30}, {"hour": 7})
+    assert scored.columns == {"price": [1.5, None, None]}
+    records = encoder.records([clicked.raw(schema)])
+    assert scored.history == Snapshot.of(records)
+    batch, _ = encoder.encode(
+        Request(
+            candidates=scored.candidates,
+            history=records,
+            user=scored.user,
+            context=scored.context,
+            columns=scored.columns,
+        )
+    )
+    assert scored.rows == digests(batch, schema)
+
+
+def test_every_form_of_a_request_is_logged(
+    client: Any, logging_service: Service, repository: Path
+) -> None:
+    """Columns as they came; of the binary form's keys those that the catalogue names; a history
+    that the caller gave is logged itself."""
+    raw = [{"item_id": "i4", "ts": 5}]
+    columns = {"user_id": "u", "item_ids": ["i1", 7], "fields": {"price": [None, 2]}}
+    logging_service.client.post("/score/columns", json={**columns, "history": raw})
+    found = keys(["i3", "never"])
+    body = binary._REQUEST.pack(b"DIN1", 2, 0, 1) + b"u".ljust(8, b"\0") + found.tobytes()
+    logging_service.client.post(
+        "/score/columns", content=body, headers={"content-type": binary.MEDIA_TYPE}
+    )
+    first, second = entries(client, "u", 2)
+    assert first.candidates == ["i1", "7"]
+    assert first.columns == {"price": [None, 2]}
+    assert first.history.raw == raw
+    encoder = Bundle.open(repository / "toy" / "1").encoder
+    assert first.history.digest == Snapshot.of(encoder.records(raw)).digest
+    assert second.candidates == ["i3", None]
+    assert second.unknown == [1]
+
+
+def test_a_score_of_a_user_erased_meanwhile_is_not_logged(
+    client: Any, logging_service: Service
+) -> None:
+    """The tombstone is newer than the answer."""
+    before = logging_service.metric("dinserve_scores_logged_total")
+    client.set(f"din:{{{partition('u')}}}:u:x", int(time.time() * 1000) + 60_000)
+    logging_service.score(user_id="u", candidates=["i1"])
+    deadline = time.monotonic() + 20
+    while logging_service.metric("dinserve_scores_logged_total") == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert not client.xlen(log_key("din", partition("u")))
+
+
+def test_a_share_of_the_requests_is_logged_by_their_id(
+    client: Any, repository: Path, redis_url: str, tmp_path: Path
+) -> None:
+    """The same ids wherever they are answered, and about as many as asked for."""
+    share = {**PATIENT, "DINSERVE_LOG_SHARE": str(RATIO)}
+    names = [f"r{n}" for n in range(200)]
+    expected = {name for name in names if of_share(name, RATIO, "log")}
+    assert 70 <= len(expected) <= 130
+    with Service(repository, redis_url, log=tmp_path / "log", environment=share) as service:
+        for name in names:
+            headers = {"X-Request-ID": name}
+            service.client.post(
+                "/score", json={"user_id": "u", "candidates": ["i1"]}, headers=headers
+            )
+        logged = entries(client, "u", len(expected))
+    assert {each.request_id for each in logged} == expected
+    assert client.xlen(log_key("din", partition("u"))) == len(expected)
+
+
+def test_no_answer_waits_for_a_log_that_can_not_be_written(
+    repository: Path, redis_process: RedisProcess, tmp_path: Path
+) -> None:
+    """Redis away: scores degrade, events are refused for now, and the service ends in time."""
+    nowhere = "redis://127.0.0.1:1/0"
+    share = {**PATIENT, "DINSERVE_LOG_SHARE": "1"}
+    with Service(repository, nowhere, log=tmp_path / "log", environment=share) as service:
+        answer = service.score(user_id="u", candidates=["i1"])
+        assert answer.status_code == 200
+        assert answer.json()["degraded"] == "history_unavailable"
+        refused = service.client.post("/events", json=event())
+        assert problem(refused)["status"] == 503
+        assert refused.headers["retry-after"]
+        assert problem(service.client.delete("/users/u"))["status"] == 503
+
+
+def test_feedback_is_documented(logging_service: Service) -> None:
+    """/openapi.json says what may be sent and what comes back."""
+    paths = httpx.get(f"{logging_service.url}/openapi.json").json()["paths"]
+    sent = paths["/events"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert len(sent["anyOf"]) == 2
+    assert "200" in paths["/users/{user_id}"]["delete"]["responses"]
+
+
+def test_probabilities_of_the_log_are_those_of_the_answer_to_the_last_bit(
+    client: Any, logging_service: Service
+) -> None:
+    """JSON keeps a float64 whole."""
+    items = [f"i{n}" for n in range(50)]
+    answer = logging_service.score(user_id="w", candidates=items)
+    [scored] = entries(client, "w", 1)
+    answered = [each["ctr"] for each in orjson.loads(answer.content)["scores"]]
+    assert np.array_equal(scored.probability["ctr"], answered)
