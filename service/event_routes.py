@@ -19,6 +19,7 @@ from service.wire import ID_SCHEMA, user_text
 
 MAX_EVENTS = 1000
 
+_USER_ID = {"name": "user_id", "in": "path", "required": True, "schema": {"type": "string"}}
 Id = Annotated[Any, WithJsonSchema(ID_SCHEMA)]
 
 
@@ -112,10 +113,11 @@ def event_routes(
         "/users/{user_id:path}",
         response_class=Response,
         summary="Forget a user: history, profile and what is not collected yet",
-        openapi_extra=document(None, ErasureAnswer),
+        openapi_extra={"parameters": [_USER_ID], **document(None, ErasureAnswer)},
     )
-    async def delete_user(request: Request, user_id: str) -> Response:
-        gone = await events.erase(user_text(user_id), encoder().codec)
+    async def delete_user(request: Request) -> Response:
+        user = user_text(request.path_params["user_id"])
+        gone = await events.erase(user, encoder().codec)
         telemetry.erased.inc()
         return json_response(orjson.dumps(vars(gone)), request)
 
