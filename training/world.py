@@ -75,8 +75,8 @@ class World:
         if pages < 3:
             raise ValueError("expected more than 20 impressions per user, a page for each split")
         generator = np.random.default_rng(self.seed)
-        shelf = _Shelf.stock(self, generator)
-        taste = _Taste.of(self, generator)
+        shelf = Shelf.stock(self, generator)
+        taste = Taste.of(self, generator)
         clicked = np.full((self.users, WINDOW), -1, np.int64)  # categories, latest last
         weight = self.decay ** np.arange(WINDOW - 1, -1, -1.0)
         examined = EXAMINATION ** np.arange(PAGE)
@@ -90,10 +90,10 @@ class World:
             if ts < self.seed_clicks:
                 item = shelf.draw(interest[:, None], generator)  # (U, 1)
                 drawn += item.size
-                _push(clicked, shelf.category[item[:, 0]], np.ones(self.users, bool))
+                push(clicked, shelf.category[item[:, 0]], np.ones(self.users, bool))
                 parts.append(_events(ts, item, None, None))
                 continue
-            item = self._page(shelf, taste, interest, generator)  # (U, PAGE)
+            item = page(self, shelf, taste, interest, generator)  # (U, PAGE)
             drawn += item.size
             category = shelf.category[item]
             match = (clicked[:, None, :] == category[:, :, None]) @ weight  # (U, PAGE)
@@ -101,7 +101,7 @@ class World:
             probability = examined / (1 + np.exp(-logit))
             click = generator.random(item.shape) < probability
             for position in range(PAGE):
-                _push(clicked, category[:, position], click[:, position])
+                push(clicked, category[:, position], click[:, position])
             parts.append(_events(ts, item, click, probability))
         update("draw events", drawn, total, {})
         update("arrange", 0, 0, {})
@@ -111,25 +111,9 @@ class World:
         users = pl.DataFrame([pl.Series("user_id", np.arange(self.users)).cast(pl.String)])
         return Logs.build(SCHEMA, events, items, users)
 
-    def _page(
-        self, shelf: _Shelf, taste: _Taste, interest: Ints, generator: np.random.Generator
-    ) -> Ints:
-        """Items of one page per user, each item once in its page, (U, PAGE)."""
-        kind = generator.random((self.users, PAGE))
-        own = np.stack([taste.draw(generator) for _ in range(PAGE)], axis=1)
-        category = generator.integers(self.categories, size=(self.users, PAGE))
-        own = np.take_along_axis(taste.categories, own, axis=1)
-        category = np.where(kind < ACTIVE + OWN, own, category)
-        category = np.where(kind < ACTIVE, interest[:, None], category)
-        item = shelf.draw(category, generator)
-        while (again := _repeats(item)).any():
-            anywhere = generator.integers(self.categories, size=int(again.sum()))
-            item[again] = shelf.draw(anywhere, generator)
-        return item
-
 
 @dataclass(frozen=True, eq=False)
-class _Shelf:
+class Shelf:
     """The items: category and quality of each, and the chances within each category."""
 
     category: Ints  # (items,), rising
@@ -137,7 +121,7 @@ class _Shelf:
     total: Floats  # (items + 1,) running sum of the chances; each category's add up to 1
 
     @classmethod
-    def stock(cls, world: World, generator: np.random.Generator) -> _Shelf:
+    def stock(cls, world: World, generator: np.random.Generator) -> Shelf:
         category = np.sort(np.arange(world.items) % world.categories)
         first = np.searchsorted(category, np.arange(world.categories))
         chance = 1 / (np.arange(world.items) - first[category] + 1) ** ZIPF
@@ -155,14 +139,14 @@ class _Shelf:
 
 
 @dataclass(frozen=True, eq=False)
-class _Taste:
+class Taste:
     """The users' interests and their strengths."""
 
     categories: Ints  # (U, interests)
     total: Floats  # (U, interests) running sum of the strengths
 
     @classmethod
-    def of(cls, world: World, generator: np.random.Generator) -> _Taste:
+    def of(cls, world: World, generator: np.random.Generator) -> Taste:
         order = generator.random((world.users, world.categories)).argsort(axis=1)
         strength = generator.dirichlet(np.full(world.interests, 4.0), world.users)
         return cls(order[:, : world.interests], strength.cumsum(axis=1))
@@ -174,7 +158,31 @@ class _Taste:
         return column
 
 
-def _push(clicked: Ints, category: Ints, who: NDArray[np.bool_]) -> None:
+def page(
+    world: World,
+    shelf: Shelf,
+    taste: Taste,
+    interest: Ints,
+    generator: np.random.Generator,
+    size: int = PAGE,
+) -> Ints:
+    """``size`` items per user, each once, (U, size). ``interest`` (U,): the active categories."""
+    shape = len(interest), size
+    kind = generator.random(shape)
+    own = np.stack([taste.draw(generator) for _ in range(size)], axis=1)
+    category = generator.integers(world.categories, size=shape)
+    own = np.take_along_axis(taste.categories, own, axis=1)
+    category = np.where(kind < ACTIVE + OWN, own, category)
+    category = np.where(kind < ACTIVE, interest[:, None], category)
+    item = shelf.draw(category, generator)
+    while (again := _repeats(item)).any():
+        anywhere = generator.integers(world.categories, size=int(again.sum()))
+        item[again] = shelf.draw(anywhere, generator)
+    return item
+
+
+def push(clicked: Ints, category: Ints, who: NDArray[np.bool_]) -> None:
+    """Put a click's category behind those of each user in ``who``; clicked (U, WINDOW)."""
     clicked[who] = np.column_stack([clicked[who, 1:], category[who]])
 
 
