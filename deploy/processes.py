@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,37 @@ class StepError(RuntimeError):
 
 def run(package: str, *arguments: str | Path) -> None:
     """Run ``python -m package arguments`` with its output shown. Raises `StepError`."""
+    _finish(package, arguments, None, (0,))
+
+
+def run_told(package: str, *arguments: str | Path, fine: tuple[int, ...] = (0,)) -> Any:
+    """The same of a command whose last line on stdout is JSON: that. Its log is shown.
+
+    Raises `StepError` for an exit code that is not among those ``fine``, and for no JSON.
+    """
+    output = _finish(package, arguments, subprocess.PIPE, fine)
+    try:
+        return json.loads(output.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise StepError(f"python -m {package}: its last line is no JSON") from None
+
+
+def _finish(
+    package: str, arguments: tuple[str | Path, ...], stdout: int | None, fine: tuple[int, ...]
+) -> bytes:
     sys.stdout.flush()
     command = [sys.executable, "-m", package, *map(str, arguments)]
     # Threads that spin while they wait cost a busy machine most of its speed.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stdout) as process:
         try:
-            code = process.wait()
+            output, _ = process.communicate()
         except BaseException:
             _stop(process)
             raise
-    if code:
-        raise StepError(f"python -m {' '.join(command[2:])}: exit code {code}")
+    if process.returncode not in fine:
+        raise StepError(f"python -m {' '.join(command[2:])}: exit code {process.returncode}")
+    return output or b""
 
 
 def interruptible() -> None:
@@ -89,16 +108,31 @@ def redis() -> Iterator[str]:
 
 @contextmanager
 def service(
-    repository: Path, name: str, redis_url: str, port: int, log: Path | None
+    repository: Path,
+    name: str,
+    redis_url: str,
+    port: int,
+    log: Path | None,
+    **settings: object,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The service on loopback, once it is ready; its output goes to ``log``, or is shown.
 
-    Raises `StepError`.
+    ``settings`` are those of `service.settings`. Raises `StepError`.
     """
     command = [sys.executable, "-m", "service", "serve", "--repository", str(repository)]
     command += ["--name", name, "--redis-url", redis_url, "--host", HOST, "--port", str(port)]
-    with _running(command, log) as process:
+    given = {f"DINSERVE_{key.upper()}": str(value) for key, value in settings.items()}
+    with _running(command, log, given) as process:
         _wait(lambda: _is_ready(port), process, log, "the service", seconds=60)
+        yield process
+
+
+@contextmanager
+def background(
+    package: str, *arguments: str | Path, log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """``python -m package arguments`` until the block ends; its output goes to ``log``."""
+    with _running([sys.executable, "-m", package, *map(str, arguments)], log) as process:
         yield process
 
 
@@ -113,13 +147,24 @@ class Client:
 
     def score(self, body: bytes) -> bytes:
         """The answer's body. Raises `StepError` when its status is not 200."""
+        return self.post("/score", body)
+
+    def post(self, path: str, body: bytes, request_id: str | None = None) -> bytes:
+        """The same of another path."""
         headers = {"Content-Type": "application/json"}
-        self._connection.request("POST", "/score", body, headers)
+        if request_id is not None:
+            headers["X-Request-ID"] = request_id
+        self._connection.request("POST", path, body, headers)
         response = self._connection.getresponse()
         answer = response.read()
         if response.status != 200:
-            raise StepError(f"POST /score: {response.status} {answer.decode(errors='replace')}")
+            raise StepError(f"POST {path}: {response.status} {answer.decode(errors='replace')}")
         return answer
+
+    def get(self, path: str) -> Any:
+        """What a path answers, from JSON."""
+        self._connection.request("GET", path)
+        return json.loads(self._connection.getresponse().read())
 
     def ask(self, **body: Any) -> Any:
         """`score`, from and to JSON."""
@@ -127,10 +172,14 @@ class Client:
 
 
 @contextmanager
-def _running(command: list[str], log: Path | None) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    command: list[str], log: Path | None, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     output = log.open("wb") if log is not None else None
+    # Threads that spin while they wait cost a busy machine most of its speed.
+    given = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(environment or {})}
     try:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=ROOT, env=given, stdout=output, stderr=output)
     finally:
         if output is not None:
             output.close()

@@ -1,0 +1,382 @@
+"""The closed loop, shown: live traffic, a taste that shifts, a model that follows, and one that not.
+
+A synthetic world is played as live traffic against two services that share one Redis. The first
+has the loop: a collector writes what happened to Parquet, each simulated day ends with a retrain,
+and what passes the gate is served the next day. The second serves the first model for ever. Both
+score the same candidates for the same users; the page that is shown is half the loop's best and
+half drawn at random, and the AUC is that of the clicks on the drawn half, which favours neither.
+Regret is what a model's own best page falls short of the best there is, in clicks expected, by the
+world's true probabilities. One day's logs are poisoned after they were collected: until the
+evening, clicks stand at other items of the page.
+
+Everything is under ``var/loop``. The environment: LOOP_DAYS, LOOP_SHIFT and LOOP_POISON (days,
+from 0), LOOP_USERS, LOOP_ROUNDS (visits of each user a day), LOOP_VAR (another folder). The last
+line on stdout is one JSON object with what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import polars as pl
+from redis import Redis
+from rich.console import Console
+from rich.table import Table
+
+from deploy import loop_report
+from deploy.demo import Steps
+from deploy.processes import (
+    ROOT,
+    Client,
+    StepError,
+    background,
+    free_port,
+    interruptible,
+    redis,
+    run,
+    service,
+)
+from deploy.traffic import Traffic
+from model.contract.store import PARTITIONS, log_key
+from terminal.progress import Update, progress
+from training import metrics
+from training.world import EXAMINATION, PAGE, World
+
+CANDIDATES = 30
+EXPLORED = PAGE // 2
+CONNECTIONS = 6
+PUBLISHED, REFUSED = 0, 10
+EVENING = 16 * 3600
+_SHIFTED = 0.6
+_EVENTS = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how many, and what happens when."""
+
+    days: int
+    shift: int
+    poison: int
+    users: int
+    rounds: int
+
+    @classmethod
+    def of_environment(cls) -> Plan:
+        given = {name: os.environ.get(f"LOOP_{name.upper()}") for name in cls.__dataclass_fields__}
+        usual = {"days": 9, "shift": 2, "poison": 5, "users": 400, "rounds": 3}
+        return cls(**{name: int(given[name] or usual[name]) for name in usual})
+
+
+@dataclass
+class Arm:
+    """One service, and how it did: per day the AUC, and clicks lost of 100 pages."""
+
+    name: str
+    clients: SimpleQueue[Client] = field(default_factory=SimpleQueue)
+    auc: list[float] = field(default_factory=list)
+    regret: list[float] = field(default_factory=list)
+
+    def connect(self, port: int) -> None:
+        for _ in range(CONNECTIONS):
+            self.clients.put(Client(port))
+
+    def close(self) -> None:
+        while not self.clients.empty():
+            self.clients.get().close()
+
+    def post(self, path: str, body: bytes, request_id: str | None = None) -> Any:
+        client = self.clients.get()
+        try:
+            return json.loads(client.post(path, body, request_id))
+        finally:
+            self.clients.put(client)
+
+
+@dataclass(frozen=True)
+class Day:
+    """What came of a day's retrain: the version served after it, and the job's own line."""
+
+    day: date
+    version: int
+    verdict: str
+    reasons: Sequence[str]
+    seconds: float
+
+
+def main() -> int:
+    """Run the demo; 0, or 1 when a step failed."""
+    interruptible()
+    console = Console(highlight=False)
+    try:
+        figures = demo(console, Plan.of_environment(), _folder())
+    except StepError as error:
+        console.print(f"\nThe demo stopped: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nThe demo was interrupted; all its processes have ended.", style="red")
+        return 130
+    print(json.dumps(figures), flush=True)
+    return 0
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("LOOP_VAR") or ROOT / "var" / "loop").resolve()
+
+
+def demo(console: Console, plan: Plan, var: Path) -> dict[str, Any]:
+    """All steps in order; what was measured. Raises `StepError`."""
+    started = time.perf_counter()
+    steps = Steps(console, 3 + plan.days)
+    shutil.rmtree(var, ignore_errors=True)
+    logs, repository, never = var / "logs", var / "repository", var / "never"
+    world = World(users=plan.users, items=400, categories=40, interests=6)
+    with steps.step("A world and its past: logs to learn the first model from"):
+        past = world.logs(impressions_per_user=200)
+        past.write(logs / "base")
+        traffic = Traffic.after(world, past, seed=1)
+        console.print(f"{plan.users} users, {world.items} items, {len(past.events):,} events")
+    with steps.step("The first model"):
+        first = var / "run"
+        run("training", "fit", "--data", logs / "base", "--out", first, "--threads", "1")
+        run("training", "export", "--run", first, "--repository", repository)
+        shutil.copytree(repository, never)
+    loop, frozen = Arm("the loop"), Arm("never retrained")
+    days: list[Day] = []
+    begin = datetime.now(UTC).date() - timedelta(days=plan.days)
+    with ExitStack() as stack:
+        url = stack.enter_context(redis())
+        run("service", "load-histories", "--data", logs / "base", "--repository", repository,
+            "--redis-url", url)  # fmt: skip
+        for arm, served, share in ((loop, repository, 1.0), (frozen, never, 0.0)):
+            port, log = free_port(), var / f"service-{served.name}.log"
+            stack.enter_context(
+                service(served, "synthetic", url, port, log, log_share=share, timeout_ms=30_000)
+            )
+            arm.connect(port)
+            stack.callback(arm.close)
+        stack.enter_context(
+            background(
+                "training",
+                "collect",
+                "--redis-url",
+                url,
+                "--logs",
+                logs,
+                "--every",
+                "1",
+                log=var / "collect.log",
+            )  # fmt: skip
+        )
+        pool = stack.enter_context(ThreadPoolExecutor(CONNECTIONS))
+        for number in range(plan.days):
+            day = begin + timedelta(days=number)
+            happens = {plan.shift: ": taste shifts", plan.poison: ": its logs are poisoned"}
+            with steps.step(f"Day {number}{happens.get(number, '')}"):
+                if number == plan.shift:
+                    traffic.shift(_SHIFTED)
+                with progress(console) as update:
+                    play(traffic, day, plan, (loop, frozen), pool, update)
+                collected(url)
+                if number == plan.poison:
+                    moved = poison(logs, day)
+                    console.print(f"{moved:,} clicks of the day now stand at another item")
+                days.append(retrain(console, repository, logs, day, loop))
+                tell(console, days[-1], loop, frozen)
+    with steps.step("Report"):
+        table(console, days, (loop, frozen))
+        report = loop_report.write(var, days, (loop, frozen), plan)
+        console.print(f"{report.relative_to(ROOT) if report.is_relative_to(ROOT) else report}")
+    seconds = time.perf_counter() - started
+    console.print(f"All of it took {seconds:.0f} s.")
+    arms = {arm.name: {"auc": arm.auc, "regret": arm.regret} for arm in (loop, frozen)}
+    told = [{**asdict(each), "day": str(each.day)} for each in days]
+    return {"days": told, "arms": arms, "plan": asdict(plan), "seconds": round(seconds, 1)}
+
+
+def play(
+    traffic: Traffic,
+    day: date,
+    plan: Plan,
+    arms: tuple[Arm, Arm],
+    pool: ThreadPoolExecutor,
+    update: Update,
+) -> None:
+    """A day's visits: both arms score them, the first arm's page is shown, and what came of it is
+    reported. Puts AUC and regret of the day into the arms."""
+    loop = arms[0]
+    midnight = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+    users, done = np.arange(plan.users), 0
+    total = plan.users * plan.rounds
+    labels, lost = [], {arm.name: list[float]() for arm in arms}
+    scores: dict[str, list[Any]] = {arm.name: [] for arm in arms}
+    for visit in range(plan.rounds):
+        ts = midnight + 3600 * (6 + visit * 16 // max(1, plan.rounds))  # 6 o'clock to late evening
+        offered = traffic.offer(CANDIDATES)
+        asked = [
+            {"user_id": str(user), "item_ids": offered[user].astype(str).tolist()}
+            for user in users.tolist()
+        ]
+        bodies = [json.dumps({**each, "context": {"position": "0"}}).encode() for each in asked]
+        names = [f"{day}-{visit}-{user}" for user in users.tolist()]
+        found = {}
+        for arm in arms:
+            answers = []
+            for answer in pool.map(arm.post, ["/score/columns"] * len(bodies), bodies, names):
+                answers.append(answer["ctr"])
+                done += 1
+                update("score", done, total * len(arms), {})
+            found[arm.name] = np.array(answers)
+        truth = traffic.probability(users, offered)
+        for arm in arms:
+            lost[arm.name].append(_lost(truth, found[arm.name]))
+        place = _page(found[loop.name], traffic.generator)
+        shown = np.take_along_axis(offered, place, axis=1)
+        click = traffic.click(users, shown)
+        report_events(loop, pool, ts, names, shown, click)
+        drawn = place[:, EXPLORED:]
+        labels.append(click[:, EXPLORED:].ravel())
+        for arm in arms:
+            scores[arm.name].append(np.take_along_axis(found[arm.name], drawn, axis=1).ravel())
+    for arm in arms:
+        arm.auc.append(metrics.auc(np.concatenate(labels), np.concatenate(scores[arm.name])))
+        arm.regret.append(100 * float(np.mean(lost[arm.name])))
+
+
+def _page(score: np.ndarray[Any, Any], generator: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Columns of the page (U, PAGE): the best half by score, then as many drawn from the rest."""
+    order = np.argsort(-score, axis=1, kind="stable")
+    best, rest = order[:, : PAGE - EXPLORED], order[:, PAGE - EXPLORED :]
+    return np.concatenate([best, generator.permuted(rest, axis=1)[:, :EXPLORED]], axis=1)
+
+
+def _lost(truth: np.ndarray[Any, Any], score: np.ndarray[Any, Any]) -> float:
+    """Clicks that a model's own page is expected to lose, mean over users."""
+    examined = EXAMINATION ** np.arange(PAGE)
+    best = -np.sort(-truth, axis=1)[:, :PAGE]
+    own = np.take_along_axis(truth, np.argsort(-score, axis=1, kind="stable")[:, :PAGE], axis=1)
+    return float(((best - own) @ examined).mean())
+
+
+def report_events(
+    arm: Arm,
+    pool: ThreadPoolExecutor,
+    ts: int,
+    names: Sequence[str],
+    shown: np.ndarray[Any, Any],
+    click: np.ndarray[Any, Any],
+) -> None:
+    """POST /events: what was shown to every user (U, PAGE), and what was clicked a moment later."""
+    events = []
+    for user, name in enumerate(names):
+        for place, item in enumerate(shown[user].tolist()):
+            about = {"user_id": str(user), "item_id": str(item), "request_id": name}
+            events.append({**about, "action": "impression", "ts": ts, "position": str(place)})
+            if click[user, place]:
+                events.append({**about, "action": "click", "ts": ts + 1 + place})
+    parts = [events[at : at + _EVENTS] for at in range(0, len(events), _EVENTS)]
+    bodies = [json.dumps({"events": part}).encode() for part in parts]
+    for answer in pool.map(arm.post, ["/events"] * len(bodies), bodies):
+        if answer["refused"] or answer["duplicate"]:
+            raise StepError(f"events were refused: {json.dumps(answer)[:500]}")
+
+
+def collected(url: str) -> None:
+    """Wait until the collector has all that was logged. Raises `StepError`."""
+    deadline = time.monotonic() + 60
+    with Redis.from_url(url) as client:
+        while any(client.xlen(log_key("din", each)) for each in range(PARTITIONS)):
+            if time.monotonic() > deadline:
+                raise StepError("the collector did not collect the day's log within 60 s")
+            time.sleep(0.2)
+
+
+def poison(logs: Path, day: date) -> int:
+    """Before the evening, move each click of a day's collected events to another item that the
+    same request showed; how many."""
+    files = sorted((logs / "events" / f"date={day}").glob("*.parquet"))
+    frames = [pl.read_parquet(file) for file in files]
+    whole = pl.concat(frames)
+    begin = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+    shown = whole.filter(pl.col("action") == "impression").group_by("request_id")
+    pages = dict(shown.agg(pl.col("item_id").sort()).iter_rows())
+    moved = 0
+    for file, frame in zip(files, frames, strict=True):
+        items = frame["item_id"].to_list()
+        for at, row in enumerate(frame.iter_rows(named=True)):
+            if row["action"] == "click" and row["ts"] < begin + EVENING:
+                page = pages[row["request_id"]]
+                items[at] = page[(page.index(row["item_id"]) + len(page) // 2) % len(page)]
+                moved += 1
+        frame.with_columns(pl.Series("item_id", items)).write_parquet(file)
+    return moved
+
+
+def retrain(console: Console, repository: Path, logs: Path, day: date, loop: Arm) -> Day:
+    """The nightly job, and the wait until the service has taken what it published."""
+    started = time.perf_counter()
+    out = repository.parent / f"retrain-{day}.json"
+    code = run("training", "retrain", "--repository", repository, "--logs", logs,
+               "--from", str(day), "--to", str(day), "--result", out,
+               fine=(PUBLISHED, REFUSED))  # fmt: skip
+    said = json.loads(out.read_text())
+    version = _served(loop)
+    if code == PUBLISHED:
+        deadline = time.monotonic() + 30
+        while version != said["version"]:
+            if time.monotonic() > deadline:
+                raise StepError(f"version {said['version']} was not taken into service")
+            time.sleep(0.1)
+            version = _served(loop)
+    seconds = time.perf_counter() - started
+    return Day(day, version, said["status"], said.get("reasons", []), round(seconds, 1))
+
+
+def _served(arm: Arm) -> int:
+    client = arm.clients.get()
+    try:
+        return int(client.get("/readyz")["version"])
+    finally:
+        arm.clients.put(client)
+
+
+def tell(console: Console, day: Day, loop: Arm, frozen: Arm) -> None:
+    """A day in two lines."""
+    console.print(
+        f"live AUC {loop.auc[-1]:.3f} with the loop, {frozen.auc[-1]:.3f} never retrained; clicks "
+        f"lost of 100 pages {loop.regret[-1]:.0f} and {frozen.regret[-1]:.0f}"
+    )
+    console.print(f"retrain: {day.verdict}; version {day.version} is served")
+    for reason in day.reasons:
+        console.print(f"  {reason}", markup=False)
+
+
+def table(console: Console, days: Sequence[Day], arms: tuple[Arm, Arm]) -> None:
+    """All days."""
+    found = Table("day", title="The loop against never retrained", title_justify="left")
+    for name in ("AUC", "AUC never", "regret", "regret never"):
+        found.add_column(name, justify="right")
+    found.add_column("retrain that night")
+    loop, frozen = arms
+    for at, day in enumerate(days):
+        values = (loop.auc[at], frozen.auc[at], loop.regret[at], frozen.regret[at])
+        shown = [f"{value:.3f}" for value in values[:2]] + [f"{value:.1f}" for value in values[2:]]
+        found.add_row(str(at), *shown, day.verdict)
+    console.print(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
