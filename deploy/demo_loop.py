@@ -1,4 +1,5 @@
-"""The closed loop, shown: live traffic, a taste that shifts, a model that follows, and one that not.
+"""The closed loop, shown: live traffic, a taste that shifts, a model that follows and one that does
+not.
 
 A synthetic world is played as live traffic against two services that share one Redis. The first
 has the loop: a collector writes what happened to Parquet, each simulated day ends with a retrain,
@@ -47,6 +48,7 @@ from deploy.processes import (
     interruptible,
     redis,
     run,
+    run_told,
     service,
 )
 from deploy.traffic import Traffic
@@ -159,8 +161,8 @@ def demo(console: Console, plan: Plan, var: Path) -> dict[str, Any]:
     begin = datetime.now(UTC).date() - timedelta(days=plan.days)
     with ExitStack() as stack:
         url = stack.enter_context(redis())
-        run("service", "load-histories", "--data", logs / "base", "--repository", repository,
-            "--redis-url", url)  # fmt: skip
+        where = ["--data", logs / "base", "--repository", repository]
+        run("service", "load-histories", *where, "--redis-url", url)
         for arm, served, share in ((loop, repository, 1.0), (frozen, never, 0.0)):
             port, log = free_port(), var / f"service-{served.name}.log"
             stack.enter_context(
@@ -168,19 +170,8 @@ def demo(console: Console, plan: Plan, var: Path) -> dict[str, Any]:
             )
             arm.connect(port)
             stack.callback(arm.close)
-        stack.enter_context(
-            background(
-                "training",
-                "collect",
-                "--redis-url",
-                url,
-                "--logs",
-                logs,
-                "--every",
-                "1",
-                log=var / "collect.log",
-            )  # fmt: skip
-        )
+        collecting = ["--redis-url", url, "--logs", logs, "--every", "1"]
+        stack.enter_context(background("training", "collect", *collecting, log=var / "collect.log"))
         pool = stack.enter_context(ThreadPoolExecutor(CONNECTIONS))
         for number in range(plan.days):
             day = begin + timedelta(days=number)
@@ -328,13 +319,11 @@ def poison(logs: Path, day: date) -> int:
 def retrain(console: Console, repository: Path, logs: Path, day: date, loop: Arm) -> Day:
     """The nightly job, and the wait until the service has taken what it published."""
     started = time.perf_counter()
-    out = repository.parent / f"retrain-{day}.json"
-    code = run("training", "retrain", "--repository", repository, "--logs", logs,
-               "--from", str(day), "--to", str(day), "--result", out,
-               fine=(PUBLISHED, REFUSED))  # fmt: skip
-    said = json.loads(out.read_text())
+    days = ["--from", str(day), "--to", str(day)]
+    where = ["--repository", repository, "--logs", logs]
+    said = run_told("training", "retrain", *where, *days, fine=(PUBLISHED, REFUSED))
     version = _served(loop)
-    if code == PUBLISHED:
+    if said["status"] == "published":
         deadline = time.monotonic() + 30
         while version != said["version"]:
             if time.monotonic() > deadline:

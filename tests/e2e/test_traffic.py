@@ -1,4 +1,4 @@
-"""The world as live traffic: it goes on from its logs, and a shift of taste moves what is wanted."""
+"""The world as live traffic: it goes on from its logs; a shift of taste moves what is wanted."""
 
 from __future__ import annotations
 
