@@ -145,7 +145,7 @@ def demo(console: Console, plan: Plan, var: Path) -> dict[str, Any]:
     steps = Steps(console, 3 + plan.days)
     shutil.rmtree(var, ignore_errors=True)
     logs, repository, never = var / "logs", var / "repository", var / "never"
-    world = World(users=plan.users, items=400, categories=40, interests=6)
+    world = World(users=plan.users, items=200, categories=20, interests=4)
     with steps.step("A world and its past: logs to learn the first model from"):
         past = world.logs(impressions_per_user=200)
         past.write(logs / "base")
@@ -205,14 +205,15 @@ def play(
     arms: tuple[Arm, Arm],
     pool: ThreadPoolExecutor,
     update: Update,
-) -> None:
+) -> float:
     """A day's visits: both arms score them, the first arm's page is shown, and what came of it is
-    reported. Puts AUC and regret of the day into the arms."""
+    reported. Puts AUC and regret of the day into the arms; the AUC of the true probabilities."""
     loop = arms[0]
     midnight = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
     users, done = np.arange(plan.users), 0
     total = plan.users * plan.rounds
-    labels, lost = [], {arm.name: list[float]() for arm in arms}
+    labels, best = list[Any](), list[Any]()
+    lost = {arm.name: list[float]() for arm in arms}
     scores: dict[str, list[Any]] = {arm.name: [] for arm in arms}
     for visit in range(plan.rounds):
         ts = midnight + 3600 * (6 + visit * 16 // max(1, plan.rounds))  # 6 o'clock to late evening
@@ -240,18 +241,26 @@ def play(
         report_events(loop, pool, ts, names, shown, click)
         drawn = place[:, EXPLORED:]
         labels.append(click[:, EXPLORED:].ravel())
+        best.append(np.take_along_axis(truth, drawn, axis=1).ravel())
         for arm in arms:
             scores[arm.name].append(np.take_along_axis(found[arm.name], drawn, axis=1).ravel())
+    clicked = np.concatenate(labels)
     for arm in arms:
-        arm.auc.append(metrics.auc(np.concatenate(labels), np.concatenate(scores[arm.name])))
+        arm.auc.append(metrics.auc(clicked, np.concatenate(scores[arm.name])))
         arm.regret.append(100 * float(np.mean(lost[arm.name])))
+    return metrics.auc(clicked, np.concatenate(best))
 
 
 def _page(score: np.ndarray[Any, Any], generator: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Columns of the page (U, PAGE): the best half by score, then as many drawn from the rest."""
+    """Columns of the page (U, PAGE): the best half by score, then as many drawn from all others.
+
+    Which are drawn does not depend on the score: they are drawn first.
+    """
     order = np.argsort(-score, axis=1, kind="stable")
-    best, rest = order[:, : PAGE - EXPLORED], order[:, PAGE - EXPLORED :]
-    return np.concatenate([best, generator.permuted(rest, axis=1)[:, :EXPLORED]], axis=1)
+    drawn = generator.permuted(order, axis=1)[:, :EXPLORED]
+    left = np.where((order[:, :, None] == drawn[:, None, :]).any(axis=2), len(order[0]), 0)
+    rest = np.take_along_axis(order, np.argsort(left, axis=1, kind="stable"), axis=1)
+    return np.concatenate([rest[:, : PAGE - EXPLORED], drawn], axis=1)
 
 
 def _lost(truth: np.ndarray[Any, Any], score: np.ndarray[Any, Any]) -> float:
