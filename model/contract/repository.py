@@ -70,7 +70,7 @@ class Repository:
         gets its number. Raises `BundleError`, and what ``fill`` raises; then nothing is left.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        with self.alone():
             for leftover in self.folder.glob(f"{_UNFINISHED}*"):
                 shutil.rmtree(leftover)
             unfinished = self.folder / f"{_UNFINISHED}{os.getpid()}"
@@ -96,8 +96,8 @@ class Repository:
         return sorted(int(name) for name in digits if str(int(name)) == name)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One publisher at a time; the lock goes with the process that holds it."""
+    def alone(self) -> Iterator[None]:
+        """One writer at a time; the lock goes with the process that holds it."""
         with (self.folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
