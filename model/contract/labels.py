@@ -1,7 +1,7 @@
 """The labels: which versions of a model are stable, canary and shadow, and what share they get.
 
 They are one small JSON file beside the versions, ``<root>/<name>/labels.json``, replaced as a whole
-under the repository's lock: a reader sees the labels before a change or after it, and whenever a
+under a lock: a reader sees the labels before a change or after it, and whenever a
 writer is killed nothing is half done. Without the file, and while ``stable`` is null, the newest
 valid version is the stable one.
 """
@@ -24,6 +24,7 @@ LABELS = "labels.json"
 MAX_CHANGES = 100
 MAX_PREVIOUS = 20
 _NEXT = ".labels.json"
+_LOCK = ".labels.lock"  # its own: a rollback must not wait until someone has published
 _VERSIONS = ("stable", "canary", "shadow")
 _SHARES = ("canary_share", "shadow_share")
 
@@ -242,7 +243,7 @@ class LabelFile:
     def _change(self, step: Callable[[Labels], Labels], why: str) -> Labels:
         if not self.repository.versions():
             raise LabelError(f"{self.repository.name}: no version is published")
-        with self.repository.alone():
+        with self.repository.alone(_LOCK):
             before = self.read()
             after = step(before)
             what = _difference(before, after)

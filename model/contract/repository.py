@@ -96,8 +96,8 @@ class Repository:
         return sorted(int(name) for name in digits if str(int(name)) == name)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, lock_name: str = _LOCK) -> Iterator[None]:
         """One writer at a time; the lock goes with the process that holds it."""
-        with (self.folder / _LOCK).open("w") as lock:
+        with (self.folder / lock_name).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -296,7 +296,7 @@ def test_a_writer_killed_at_any_step_leaves_whole_labels(
             assert file.promote(4).stable == 4
             before = file.promote(2)
         names = {path.name for path in file.repository.folder.iterdir()}
-        assert names == {"1", "2", "3", "4", "5", ".lock", "labels.json"}
+        assert names == {"1", "2", "3", "4", "5", ".labels.lock", "labels.json"}
         if not killed:
             break
     assert step > 4
