@@ -12,8 +12,8 @@ from rich.table import Table
 from model.contract.bundle import BundleError
 from model.contract.repository import Repository, RepositoryError
 from service.engine import EngineError, OnnxEngine
-from service.registry import verify
 from service.settings import Settings
+from service.verify import verify
 
 
 class ListingError(RuntimeError):

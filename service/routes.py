@@ -33,6 +33,7 @@ from service.errors import (
     NotReady,
     Problem,
 )
+from service.lineup import Lineup
 from service.registry import Registry
 from service.rows import ROWS, ScoreRequest, ScoreResponse
 from service.scorer import Job, Scorer
@@ -136,6 +137,7 @@ def routes(
             "status": "ready",
             "model": version.name,
             "version": version.number,
+            **_beside(registry.lineup),
             "schema": version.schema.fingerprint,
             "provider": version.engine.provider,
             "threads": settings.threads,
@@ -151,6 +153,15 @@ def routes(
         return Response(found, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return router
+
+
+def _beside(lineup: Lineup | None) -> dict[str, Any]:
+    """What /readyz says of canary and shadow, where there are any."""
+    return {
+        label: {"version": version.number, "share": getattr(lineup, f"{label}_share")}
+        for label in ("canary", "shadow")
+        if (version := getattr(lineup, label, None)) is not None
+    }
 
 
 def answer_problems(app: FastAPI, telemetry: Telemetry) -> None:

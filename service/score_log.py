@@ -26,8 +26,8 @@ from model.contract.log import Scored, Snapshot, digests
 from service import scripts
 from service.errors import Unavailable
 from service.events import EventLog
-from service.registry import Version
 from service.telemetry import Telemetry
+from service.verify import Version
 from service.wire import Answer, Ask
 
 TOGETHER = 32

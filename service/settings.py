@@ -48,6 +48,14 @@ class Settings(BaseSettings):
     )
     poll_seconds: float = Field(1.0, gt=0, description="how often a newer version is looked for")
 
+    max_bundle_bytes: int = Field(
+        16 * 2**30, ge=1, description="a version whose files are more is refused"
+    )
+    canary_band: float = Field(
+        0.02, ge=0, le=1, description="how much more of its requests a canary may fail than stable"
+    )
+    canary_requests: int = Field(200, ge=1, description="requests of it before that is judged")
+
     store_timeout_ms: float = Field(40.0, gt=0, le=10_000, description="all of a history's read")
     store_connections: int = Field(64, ge=1)
     breaker_failures: int = Field(5, ge=1, description="failures in a row that open the breaker")

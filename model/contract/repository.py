@@ -59,9 +59,9 @@ class Repository:
         """Whole versions, oldest first. A folder without a manifest is not one."""
         return [n for n in self._numbers() if (self.folder / str(n) / MANIFEST).is_file()]
 
-    def open(self, version: int) -> Bundle:
-        """Open and check one version. Raises `BundleError`."""
-        return Bundle.open(self.folder / str(version))
+    def open(self, version: int, max_bytes: int | None = None) -> Bundle:
+        """Open and check one version of at most ``max_bytes``. Raises `BundleError`."""
+        return Bundle.open(self.folder / str(version), max_bytes)
 
     def publish(self, fill: Callable[[Path], None]) -> int:
         """Publish what ``fill`` writes into the empty folder it is given; the new version.

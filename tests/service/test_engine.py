@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 from model.contract.encode import Request
 from model.contract.repository import Repository
 from service.engine import EngineError, OnnxEngine, pick_provider, warm_up
-from service.registry import Version, verify
 from service.scorer import Job, cost, expit, run
+from service.verify import Version, verify
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
