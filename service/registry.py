@@ -144,7 +144,7 @@ class Registry:
         """Switch: requests that come from now on are scored by it."""
         before, now = self._lineup, self._allowed(found)
         self._lineup = now
-        if before is None or before.canary is not now.canary:
+        if before is None or (before.canary, before.canary_share) != (now.canary, now.canary_share):
             self._trial.clear()
         self._tell(before, now)
         if before is None:
@@ -177,7 +177,7 @@ class Registry:
         if self._withdrawn is not None and self._unwritten is not None:
             why, self._unwritten = self._unwritten, None
             try:
-                return file.withdraw_canary(self._withdrawn[0], why)
+                file.withdraw_canary(self._withdrawn[0], why)
             except OSError as error:
                 _log.warning("the labels can't be written here: %s", error.strerror)
         labels = file.read()

@@ -7,6 +7,7 @@ for it or fails by it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
@@ -38,7 +39,7 @@ class Shadow:
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
-        self._slots = threading.BoundedSemaphore(WAITING)
+        self._offered: set[asyncio.Future[None]] = set()
 
     async def __aenter__(self) -> Shadow:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="shadow", initializer=yield_cpu)
@@ -65,11 +66,17 @@ class Shadow:
 
         ``asked`` and ``stored`` are as that version read them; ``read`` reads the body anew.
         """
-        if not self._slots.acquire(blocking=False):
+        if len(self._offered) >= WAITING:
             self._telemetry.shadow_requests.labels("skipped").inc()
             return
         work = (version, read, asked, stored, answered, probability)
-        self._pool.submit(self._score, *work).add_done_callback(lambda _: self._slots.release())
+        offered = asyncio.wrap_future(self._pool.submit(self._score, *work))
+        self._offered.add(offered)
+        offered.add_done_callback(self._offered.discard)
+
+    def idle(self) -> bool:
+        """Whether all that was taken is scored."""
+        return not self._offered
 
     def _score(
         self,
