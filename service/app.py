@@ -16,9 +16,10 @@ from service.engine import EngineError, OnnxEngine, Scores, pick_provider
 from service.event_routes import event_routes
 from service.events import EventLog
 from service.features import BehaviourStore, Breaker
+from service.problems import answer_problems
 from service.recorded import Recorded
 from service.registry import Registry
-from service.routes import answer_problems, routes, score_paths, score_routes
+from service.routes import count_problem, routes, score_paths, score_routes
 from service.score_log import ScoreLog
 from service.scorer import Job, Scorer, cost, run
 from service.settings import Settings
@@ -140,7 +141,7 @@ def create_app(
         event_routes(settings, registry=registry, events=events, telemetry=telemetry)
     )
     app.include_router(routes(settings, registry=registry, batcher=batcher, telemetry=telemetry))
-    answer_problems(app, telemetry)
+    answer_problems(app, partial(count_problem, telemetry))
     document = app.openapi()
     document["paths"] = {**score_paths(), **document["paths"]}
     app.router.routes[:0] = score_routes(settings, scorer, telemetry)  # the first to be looked at
