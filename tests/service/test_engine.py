@@ -27,8 +27,9 @@ def version(repository: Path) -> Version:
 def job(version: Version, behaviours: int, candidates: list[str], explain: bool = True) -> Job:
     encoder = version.encoder
     history = encoder.records([{"item_id": f"i{n}", "ts": n} for n in range(behaviours)])
-    batch, _ = encoder.encode(Request(candidates=candidates, history=history))
-    return Job(version, batch, explain)
+    request = Request(candidates=candidates, history=history)
+    batch, _ = encoder.encode(request)
+    return Job(version, request, batch, explain)
 
 
 def jobs_of(version: Version) -> list[Job]:
