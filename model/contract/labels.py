@@ -33,6 +33,10 @@ class LabelError(ValueError):
     """Labels that can't be read or changed as asked, and why."""
 
 
+class UnpublishedError(LabelError):
+    """No such version is published."""
+
+
 class PinnedError(LabelError):
     """The stable version is pinned: it is changed by nothing but `pin` and `unpin`."""
 
@@ -138,7 +142,7 @@ class LabelFile:
         """
 
         def step(labels: Labels) -> Labels:
-            target = self.before(_unpinned(labels))
+            target = self.before(labels)
             if to is not None and to != target:
                 raise LabelError(f"version {to} is not the one before; the labels have changed")
             # What is rolled back is not remembered, so that the next rollback goes further back.
@@ -150,7 +154,9 @@ class LabelFile:
         return self._change(step, why)
 
     def before(self, labels: Labels) -> int:
-        """The version that a rollback makes stable. Raises `LabelError` where there is none."""
+        """The version that a rollback makes stable. Raises `LabelError` where there is none, and
+        `PinnedError`."""
+        _unpinned(labels)
         versions = self.repository.versions()
         known = labels.previous if labels.stable is not None else tuple(reversed(versions[:-1]))
         target = next((each for each in known if each in versions), None)
@@ -180,13 +186,19 @@ class LabelFile:
         """
         return self._change(lambda labels: _unpinned(labels).with_stable(None), why)
 
-    def settle(self, why: str = "") -> Labels:
-        """Make the newest version stable where none is, so that what is published next is not
-        served by itself. Where nothing is published nothing changes."""
+    def settle(self, version: int | None = None, why: str = "") -> Labels:
+        """Make a version, by default the newest, stable where none is, so that what is published
+        next is not served by itself. Where nothing is published nothing changes."""
         versions = self.repository.versions()
         if not versions:
             return self.read()
-        return self._change(lambda labels: self._settled(labels, None), why)
+        chosen = versions[-1] if version is None else version
+        self._published(chosen)
+
+        def step(labels: Labels) -> Labels:
+            return labels if labels.stable is not None else labels.with_stable(chosen)
+
+        return self._change(step, why)
 
     def start_canary(self, version: int, share: float, why: str = "") -> Labels:
         """Give a version that is not stable a share of the traffic, 0 to 1; also changes the share.
@@ -229,7 +241,7 @@ class LabelFile:
         """End the shadow."""
         return self._change(lambda labels: replace(labels, shadow=None, shadow_share=0.0), why)
 
-    def _settled(self, labels: Labels, version: int | None) -> Labels:
+    def _settled(self, labels: Labels, version: int) -> Labels:
         """With the newest version but ``version`` stable, where none is labelled so."""
         if labels.stable is not None:
             return labels
@@ -238,7 +250,7 @@ class LabelFile:
 
     def _published(self, version: int) -> None:
         if version not in self.repository.versions():
-            raise LabelError(f"version {version} is not published")
+            raise UnpublishedError(f"version {version} is not published")
 
     def _change(self, step: Callable[[Labels], Labels], why: str) -> Labels:
         if not self.repository.versions():

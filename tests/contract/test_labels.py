@@ -172,7 +172,10 @@ def test_a_canary_is_withdrawn_only_while_it_is_one(file: LabelFile) -> None:
 
 def test_settling_holds_the_newest_version_once(file: LabelFile, tmp_path: Path) -> None:
     """What is published later is not served by itself; of nothing there is nothing to hold."""
-    assert file.settle().stable == 5
+    assert state(file.settle()) == Labels(stable=5)
+    assert file.settle(3).stable == 5
+    file.follow()
+    assert file.settle(3).stable == 3
     file.promote(2)
     assert file.settle().stable == 2
     assert labelled(tmp_path / "empty", versions=0).settle() == Labels()
