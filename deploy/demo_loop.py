@@ -124,14 +124,14 @@ def main() -> int:
     interruptible()
     console = Console(highlight=False)
     try:
-        figures = demo(console, Plan.of_environment(), _folder())
+        found = demo(console, Plan.of_environment(), _folder())
     except StepError as error:
         console.print(f"\nThe demo stopped: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("\nThe demo was interrupted; all its processes have ended.", style="red")
         return 130
-    print(json.dumps(figures), flush=True)
+    print(json.dumps(found), flush=True)
     return 0
 
 
@@ -190,12 +190,22 @@ def demo(console: Console, plan: Plan, var: Path) -> dict[str, Any]:
     with steps.step("Report"):
         table(console, days, (loop, frozen))
         report = loop_report.write(var, days, (loop, frozen), plan)
-        console.print(f"{report.relative_to(ROOT) if report.is_relative_to(ROOT) else report}")
+        console.print(str(report.relative_to(ROOT) if report.is_relative_to(ROOT) else report))
     seconds = time.perf_counter() - started
     console.print(f"All of it took {seconds:.0f} s.")
-    arms = {arm.name: {"auc": arm.auc, "regret": arm.regret} for arm in (loop, frozen)}
-    told = [{**asdict(each), "day": str(each.day)} for each in days]
-    return {"days": told, "arms": arms, "plan": asdict(plan), "seconds": round(seconds, 1)}
+    return figures(plan, days, (loop, frozen), seconds)
+
+
+def figures(
+    plan: Plan, days: Sequence[Day], arms: tuple[Arm, Arm], seconds: float
+) -> dict[str, Any]:
+    """What was measured, for JSON."""
+    return {
+        "days": [{**asdict(each), "day": str(each.day)} for each in days],
+        "arms": {arm.name: {"auc": arm.auc, "regret": arm.regret} for arm in arms},
+        "plan": asdict(plan),
+        "seconds": round(seconds, 1),
+    }
 
 
 def play(

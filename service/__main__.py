@@ -1,4 +1,7 @@
-"""The command line of the service: `python -m service serve | load-histories | score | models`."""
+"""The command line of the service: `python -m service serve | load-histories | score | models ...`.
+
+The commands that label versions are in `service.label_commands`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
+from service import label_commands
+from service.options import CommandError, Name, Root, settings_of
 from service.settings import Provider, Settings
 
 app = typer.Typer(
@@ -17,23 +21,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+label_commands.add_to(app)
 
-Root = Annotated[
-    Path | None,
-    typer.Option("--repository", help="Folder of published models. [default: var/repository]"),
-]
-Name = Annotated[
-    str | None, typer.Option(help="The model. Not needed when the repository has one only.")
-]
 RedisUrl = Annotated[
     str | None,
     typer.Option(help="Where the histories are. [default: redis://127.0.0.1:6379/0]"),
 ]
 Prefix = Annotated[str | None, typer.Option("--key-prefix", help="Prefix of all Redis keys.")]
-
-
-class CommandError(Exception):
-    """What the user has to know, in one line."""
 
 
 @app.command()
@@ -66,7 +60,7 @@ def serve(
     """
     from service.telemetry import log_as_json
 
-    settings = _settings(
+    settings = settings_of(
         repository=repository,
         redis_url=redis_url,
         host=host,
@@ -121,7 +115,7 @@ def load_histories(
     key_prefix: Prefix = None,
     days: Annotated[int, typer.Option(min=1, help="Time to live of every key.")] = 90,
 ) -> None:
-    """Store the users' behaviours and profiles in Redis, for the newest version's schema."""
+    """Store the users' behaviours and profiles in Redis, for the stable version's schema."""
     import time
 
     from rich.console import Console
@@ -129,12 +123,12 @@ def load_histories(
     from service import load
     from terminal.progress import progress
 
-    settings = _settings(
+    settings = settings_of(
         repository=repository, redis_url=redis_url, name=name, key_prefix=key_prefix
     )
     console = Console(stderr=True)
     started = time.perf_counter()
-    schema = _newest_schema(settings)
+    schema = _served_schema(settings)
     try:
         with progress(console) as update:
             update("read", 0, 0, {})
@@ -184,29 +178,9 @@ def score(
         _print_ranking(body)
 
 
-@app.command()
-def models(repository: Root = None, name: Name = None) -> None:
-    """List the published versions: what they measured, and whether they can be served."""
-    from service import listing
-
-    settings = _settings(repository=repository, name=name)
-    try:
-        listing.print_versions(settings)
-    except listing.ListingError as error:
-        raise CommandError(str(error)) from None
-
-
-def _settings(**given: Any) -> Settings:
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CommandError(f"{field}: {first['msg']}") from None
-
-
-def _newest_schema(settings: Settings) -> Any:
+def _served_schema(settings: Settings) -> Any:
     from model.contract.bundle import BundleError
+    from model.contract.labels import LabelError, LabelFile
     from model.contract.repository import Repository, RepositoryError
 
     try:
@@ -214,8 +188,9 @@ def _newest_schema(settings: Settings) -> Any:
         versions = repository.versions()
         if not versions:
             raise CommandError(f"{repository.folder}: no version is published")
-        return repository.open(versions[-1]).schema
-    except (RepositoryError, BundleError) as error:
+        stable = LabelFile(repository, by="load-histories").read().stable
+        return repository.open(versions[-1] if stable is None else stable).schema
+    except (RepositoryError, BundleError, LabelError) as error:
         raise CommandError(str(error)) from None
 
 

@@ -16,12 +16,17 @@ from service.engine import EngineError, OnnxEngine, Scores, pick_provider
 from service.event_routes import event_routes
 from service.events import EventLog
 from service.features import BehaviourStore, Breaker
-from service.registry import OpenEngine, Registry
-from service.routes import answer_problems, routes, score_paths, score_routes
+from service.problems import answer_problems
+from service.recorded import Recorded
+from service.registry import Registry
+from service.routes import count_problem, routes, score_paths, score_routes
 from service.score_log import ScoreLog
 from service.scorer import Job, Scorer, cost, run
 from service.settings import Settings
+from service.shadow import Shadow
 from service.telemetry import Telemetry
+from service.trial import Trial
+from service.verify import OpenEngine
 
 _FRESH_SECONDS = 1.0
 _LAYOUTS_SECONDS = 10.0
@@ -47,12 +52,16 @@ def create_app(
     on_device = provider == "cuda"
     if on_device and settings.workers > 1:
         raise EngineError("workers: one process owns a GPU; take --workers 1 or --provider cpu")
+    recorded, shadow = Recorded(), Shadow(telemetry)
     registry = Registry(
         settings.repository,
         settings.name,
         open_engine=open_engine
         or partial(OnnxEngine.open, provider=provider, threads=settings.threads),
         telemetry=telemetry,
+        recorded=recorded,
+        trial=Trial(settings.canary_band, settings.canary_requests),
+        max_bytes=settings.max_bundle_bytes,
     )
     breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
     telemetry.follow(telemetry.breaker_open, lambda: breaker.open)
@@ -96,6 +105,8 @@ def create_app(
         store=store,
         batcher=batcher,
         log=score_log,
+        recorded=recorded,
+        shadow=shadow,
         telemetry=telemetry,
         timeout_ms=settings.timeout_ms,
     )
@@ -103,7 +114,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         _log.info("provider %s, %d threads, %d runs", provider, settings.threads, batcher.workers)
-        async with store, events, score_log, batcher:
+        async with store, events, score_log, batcher, shadow:
             if hold is not None:
                 await registry.renew()
                 while registry.current is None and hold():
@@ -130,7 +141,7 @@ def create_app(
         event_routes(settings, registry=registry, events=events, telemetry=telemetry)
     )
     app.include_router(routes(settings, registry=registry, batcher=batcher, telemetry=telemetry))
-    answer_problems(app, telemetry)
+    answer_problems(app, partial(count_problem, telemetry))
     document = app.openapi()
     document["paths"] = {**score_paths(), **document["paths"]}
     app.router.routes[:0] = score_routes(settings, scorer, telemetry)  # the first to be looked at

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from model.contract.batch import Batch
+from model.contract.bundle import Reason
 from model.contract.schema import Schema
 from service.settings import Provider
 
@@ -32,7 +33,11 @@ _IDENTITY = bytes.fromhex(
 
 
 class EngineError(RuntimeError):
-    """A provider or a graph that can't be used, and why."""
+    """A provider or a graph that can't be used, and why: in words, and as one of the `Reason`s."""
+
+    def __init__(self, message: str, reason: Reason = "engine") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,28 @@ class OnnxEngine:
         try:
             logit, *rest = self._session.run(names, feeds)
         except Exception as error:  # as above
-            raise EngineError(f"model.onnx: {_first_line(error)}") from error
+            reason: Reason = "engine" if self._takes(feeds) else "schema"
+            raise EngineError(f"model.onnx: {_first_line(error)}", reason) from error
         if len(logit) != batch.candidates or not np.isfinite(logit).all():
-            raise EngineError("model.onnx: a score is missing or not finite")
+            raise EngineError("model.onnx: a score is missing or not finite", "not_finite")
         return Scores(logit, rest[0] if rest else None)
+
+    def _takes(self, feeds: Mapping[str, npt.NDArray[np.int64]]) -> bool:
+        """Whether the graph's inputs are among these, of the same rank, and as wide where it says
+        how wide: else it was made for another schema."""
+        for each in self._session.get_inputs():
+            found = feeds.get(each.name)
+            if found is None or each.type != "tensor(int64)" or found.ndim != len(each.shape):
+                return False
+            if isinstance(each.shape[-1], int) and each.shape[-1] != found.shape[-1]:
+                return False
+        return True
+
+
+def expit(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """1 / (1 + exp(-logit)), without overflow."""
+    small = np.exp(-np.abs(logit))
+    return np.where(logit >= 0, 1.0, small) / (1.0 + small)
 
 
 def warm_up(engine: Engine, schema: Schema) -> None:

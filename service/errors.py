@@ -5,6 +5,9 @@
     Problem
     ├── Malformed        400  the body is no JSON
     ├── Invalid          422  a field is not what it should be; `field` names it
+    ├── Unauthorized     401  the admin API's key is missing or another one
+    ├── Missing          404  no such version
+    ├── Conflict         409  the labels, or the version itself, do not allow what is asked
     ├── BodyTimeout      408  the body did not arrive
     ├── BodyTooLarge     413
     ├── NotJson          415
@@ -42,6 +45,18 @@ class Malformed(Problem):
 
 class Invalid(Problem):
     status, title = 422, "Invalid request"
+
+
+class Unauthorized(Problem):
+    status, title = 401, "Unauthorized"
+
+
+class Missing(Problem):
+    status, title = 404, "Not found"
+
+
+class Conflict(Problem):
+    status, title = 409, "Conflict"
 
 
 class BodyTimeout(Problem):

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from model.contract.encode import Encoder
 from service.errors import Invalid, NotReady
 from service.events import EventLog, Result
+from service.problems import json_response
 from service.registry import Registry
-from service.routes import document, json_body, json_response
+from service.routes import document, json_body
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.wire import ID_SCHEMA, user_text

@@ -1,7 +1,9 @@
-"""The listing: a table of a repository's versions and whether each could be served here."""
+"""The listing: a table of a repository's versions, of their labels, and whether each could be
+served here."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,45 +11,64 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from model.contract.bundle import BundleError
-from model.contract.repository import Repository, RepositoryError
-from service.engine import EngineError, OnnxEngine
-from service.registry import verify
-from service.settings import Settings
+from model.contract.labels import Labels
+from service.versions import Listed, Versions
+
+_UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
 
 
-class ListingError(RuntimeError):
-    """A repository that can't be listed, and why."""
-
-
-def print_versions(settings: Settings) -> None:
+def print_versions(versions: Versions) -> None:
     """Check each version as the service does (on the CPU) and print it, the newest first.
 
-    Raises `ListingError`.
+    Raises `LabelError`.
     """
-    try:
-        repository = Repository.find(settings.repository, settings.name)
-    except RepositoryError as error:
-        raise ListingError(str(error)) from None
-    numbers = repository.versions()
-    if not numbers:
-        raise ListingError(f"{repository.folder}: no version is published")
-    table = Table(title=f"{repository.name} in {repository.root}")
-    for column in ("version", "state", "metrics", "lineage"):
+    repository, labels, now = versions.repository, versions.labels(), time.time()
+    table = Table(title=f"{repository.name} in {repository.root}: {said(labels)}")
+    for column in ("version", "label", "age", "traffic", "state", "metrics", "lineage"):
         table.add_column(column)
-    for number in reversed(numbers):
-        try:
-            version = verify(repository, number, lambda graph: OnnxEngine.open(graph, "cpu"))
-        except (BundleError, EngineError) as error:
-            table.add_row(str(number), escape(f"refused: {error}"), "", "")
-        else:
-            manifest = version.bundle.manifest
-            lineage = escape(_said(manifest["lineage"]))
-            table.add_row(str(number), "valid", escape(_said(manifest["metrics"])), lineage)
+    for listed in versions.listed():
+        facts = listed.facts
+        table.add_row(
+            str(listed.version),
+            ", ".join(listed.labels),
+            age(now - facts.published),
+            _traffic(listed),
+            "valid" if facts.reason is None else escape(f"refused: {facts.trouble}"),
+            escape(_lines(facts.metrics)),
+            escape(_lines(facts.lineage)),
+        )
     Console().print(table)
 
 
-def _said(values: Mapping[str, Any]) -> str:
+def said(labels: Labels) -> str:
+    """The labels in one line."""
+    if labels.stable is None:
+        return "the newest valid version is stable"
+    pinned = ", pinned" if labels.pinned else ""
+    parts = [f"{labels.stable} is stable{pinned}"]
+    if labels.canary is not None:
+        parts.append(f"{labels.canary} is the canary of {labels.canary_share:.4g} of the users")
+    if labels.shadow is not None:
+        parts.append(f"{labels.shadow} is the shadow of {labels.shadow_share:.4g} of the requests")
+    return "; ".join(parts)
+
+
+def age(seconds: float) -> str:
+    """In the largest unit that fits: "3 d"."""
+    for unit, size in _UNITS:
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def _traffic(listed: Listed) -> str:
+    parts = [f"{listed.traffic:.4g}"] if listed.traffic or "canary" in listed.labels else []
+    if "shadow" in listed.labels:
+        parts.append(f"beside {listed.shadow:.4g}")
+    return ", ".join(parts)
+
+
+def _lines(values: Mapping[str, Any]) -> str:
     return "\n".join(
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
         for name, value in values.items()

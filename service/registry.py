@@ -1,9 +1,13 @@
-"""The registry: which model version is served, and when a newer one takes over.
+"""The registry: follows the versions and labels of a repository, and says which are in service.
 
-It looks at a repository folder every so often. A version is served only after its digests, its
-encoding of the golden requests and its golden scores were checked on this machine's engine and it
-was warmed up; a version that fails is remembered, and the one in service stays. Requests hold on
-to the version they began with.
+It looks at the repository's folder every so often. A version is served only after `verify` proved
+it here; a version that fails is remembered with why, and what is in service stays. A switch is
+one assignment: requests hold on to the versions they began with, and a version is released when
+the last of them ends.
+
+Which version is stable: the one labelled so; where none is, the newest valid one. A service that
+starts and finds the labelled one broken takes those that were stable before, the latest first, and
+no other: what nobody has vetted is never served because something else broke.
 """
 
 from __future__ import annotations
@@ -12,78 +16,64 @@ import asyncio
 import errno
 import gc
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from model.contract.bundle import MANIFEST, Bundle, BundleError
-from model.contract.encode import Encoder
+from model.contract.bundle import BundleError
+from model.contract.labels import LabelError, LabelFile, Labels
 from model.contract.repository import Repository, RepositoryError
-from model.contract.schema import Schema
-from service.engine import Engine, EngineError, warm_up
+from service.engine import EngineError
+from service.lineup import Lineup
+from service.recorded import Recorded
 from service.telemetry import Telemetry
+from service.trial import Trial
+from service.verify import OpenEngine, Stamp, Version, stamp_of, verify
 
-OpenEngine = Callable[[Path], Engine]
-Stamp = tuple[int, int, int]
-TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}
+BAND, LEAST = 0.02, 200
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class Version:
-    """A verified, warm model."""
-
-    name: str
-    number: int
-    bundle: Bundle
-    engine: Engine
-    stamp: Stamp
-
-    @property
-    def schema(self) -> Schema:
-        return self.bundle.schema
-
-    @property
-    def encoder(self) -> Encoder:
-        return self.bundle.encoder
-
-
-def verify(repository: Repository, number: int, open_engine: OpenEngine) -> Version:
-    """Open a version and check it on its engine. Raises `BundleError` or `EngineError`."""
-    try:
-        stamp = _stamp(repository, number)
-        bundle = repository.open(number)
-        bundle.check_encoding()
-        engine = open_engine(bundle.graph)
-        bundle.check_scores(lambda batch: engine.run(batch).logit, TOLERANCE[engine.provider])
-        warm_up(engine, bundle.schema)
-    except (BundleError, EngineError):
-        raise
-    except Exception as error:  # whatever a bundle holds, it must not end the service
-        raise BundleError(f"{type(error).__name__}: {error}") from error
-    return Version(repository.name, number, bundle, engine, stamp)
-
-
 class Registry:
-    """Serves the newest valid version of a model; `watch` keeps it so."""
+    """The versions in service; `watch` keeps them as the labels say."""
 
     def __init__(
-        self, root: Path, name: str | None, *, open_engine: OpenEngine, telemetry: Telemetry
+        self,
+        root: Path,
+        name: str | None,
+        *,
+        open_engine: OpenEngine,
+        telemetry: Telemetry,
+        recorded: Recorded | None = None,
+        trial: Trial | None = None,
+        max_bytes: int | None = None,
     ) -> None:
         self._root, self._name = root, name
         self._open_engine, self._telemetry = open_engine, telemetry
-        self._refused: dict[tuple[str, int], Stamp] = {}
+        self._recorded = recorded or Recorded()
+        self._trial = trial or Trial(BAND, LEAST)
+        self._max_bytes = max_bytes
+        self._refused: dict[tuple[str, int], tuple[Stamp, str]] = {}
         self._trouble = "no version was looked for yet"
-        self._current: Version | None = None
+        self._told: set[str] = set()
+        self._lineup: Lineup | None = None
+        # A canary that failed here, with its share then: it gets no traffic until that changes.
+        self._withdrawn: tuple[int, float] | None = None
+        self._unwritten: str | None = None
+
+    @property
+    def lineup(self) -> Lineup | None:
+        """The versions in service."""
+        return self._lineup
 
     @property
     def current(self) -> Version | None:
-        """The version in service."""
-        return self._current
+        """The stable version in service."""
+        return None if self._lineup is None else self._lineup.stable
 
     @property
     def trouble(self) -> str:
-        """Why there is no version in service."""
+        """Why there is no version in service, or not the one that the labels say."""
         return self._trouble
 
     @property
@@ -92,13 +82,13 @@ class Registry:
         return len(self._refused)
 
     async def watch(self, every: float) -> None:
-        """Look for a newer version, for ever."""
+        """Follow the repository, for ever."""
         while True:
             await self.renew()
             await asyncio.sleep(every)
 
     async def renew(self) -> None:
-        """Look for a newer version, off the event loop, and switch to it."""
+        """Look at the repository, off the event loop, and switch to what it says."""
         try:
             found = await asyncio.to_thread(self.look)
         except Exception:
@@ -107,70 +97,208 @@ class Registry:
             if found is not None:
                 self.take(found)
 
-    def look(self) -> Version | None:
-        """The newest valid version when it is not the one in service. Does not switch."""
+    def look(self) -> Lineup | None:
+        """What should be in service when it is not what is. Does not switch."""
         try:
             # A model in service is never replaced by another one.
-            named = self._name if self._current is None else self._current.name
+            current = self.current
+            named = self._name if current is None else current.name
             repository = Repository.find(self._root, named)
             numbers = repository.versions()
-        except (RepositoryError, OSError) as error:
-            self._explain(str(error))
+            labels = self._labels(repository)
+        except (RepositoryError, LabelError, OSError) as error:
+            self._explain(str(error), broken=isinstance(error, LabelError))
             return None
         if not numbers:
             self._explain(f"{repository.name}: no version is published")
-        for number in reversed(numbers):
-            try:
-                stamp = _stamp(repository, number)
-            except OSError:  # just removed
-                continue
-            current = self._current
-            if current is not None and (current.name, current.number, current.stamp) == (
-                repository.name,
-                number,
-                stamp,
-            ):
-                return None
-            if self._refused.get((repository.name, number)) == stamp:
-                continue
-            try:
-                return verify(repository, number, self._open_engine)
-            except (BundleError, EngineError) as error:
-                if _passing(error.__cause__):  # nothing is wrong with the version; try again
-                    self._explain(f"version {number} can't be opened now: {error}")
-                    return None
-                self._refused[repository.name, number] = stamp
-                self._telemetry.refused.labels(repository.name).inc()
-                self._trouble = f"version {number} refused: {error}"
-                _log.error("%s version %d refused: %s", repository.name, number, error)
-        return None
-
-    def take(self, version: Version) -> None:
-        """Switch: requests that come from now on are scored by it."""
-        first = self._current is None
-        self._current = version
-        self._telemetry.version.labels(version.name).set(version.number)
-        self._telemetry.swaps.inc()
-        _log.info(
-            "serving %s version %d on %s", version.name, version.number, version.engine.provider
+        stable = self._stable(repository, numbers, labels)
+        if stable is None:
+            return None
+        canary = self._labelled(repository, numbers, labels.canary)
+        shadow = self._labelled(repository, numbers, labels.shadow)
+        wanted = (
+            (labels.stable, stable),
+            (labels.canary, canary),
+            (labels.shadow, shadow),
         )
-        if first:
+        followed = all(
+            number is None or (version is not None and version.number == number)
+            for number, version in wanted
+        )
+        self._telemetry.labels_broken.set(not followed)
+        if followed:
+            self._trouble = ""
+            self._told.clear()
+        found = self._allowed(
+            Lineup(
+                stable,
+                canary,
+                labels.canary_share if canary else 0.0,
+                shadow,
+                labels.shadow_share if shadow else 0.0,
+            )
+        )
+        return None if found.same(self._lineup) else found
+
+    def take(self, found: Lineup) -> None:
+        """Switch: requests that come from now on are scored by it."""
+        before, now = self._lineup, self._allowed(found)
+        self._lineup = now
+        if before is None or (before.canary, before.canary_share) != (now.canary, now.canary_share):
+            self._trial.clear()
+        self._tell(before, now)
+        if before is None:
             # What lives for ever need not be walked by each collection: no pause of tens of ms.
             gc.collect()
             gc.freeze()
 
-    def _explain(self, trouble: str) -> None:
-        if trouble != self._trouble:
-            self._trouble = trouble
-            _log.warning("no new version: %s", trouble)
+    def report(self, version: Version, *, failed: bool) -> None:
+        """How a request ended for a version. A canary that fails too often loses its traffic at
+        once; the labels are told with the next look."""
+        lineup = self._lineup
+        if lineup is None or lineup.canary is None or not lineup.canary_share:
+            return
+        canary = version is lineup.canary
+        if not canary and version is not lineup.stable:
+            return
+        self._trial.note(canary=canary, failed=failed)
+        why = self._trial.verdict() if canary and failed else None
+        if why is not None:
+            number = lineup.canary.number
+            self._withdrawn = (number, lineup.canary_share)
+            self._unwritten = why
+            self._telemetry.withdrawn.labels(version.name).inc()
+            _log.error("%s canary version %d withdrawn: %s", version.name, number, why)
+            self.take(replace(lineup, canary_share=0.0))
+
+    def _labels(self, repository: Repository) -> Labels:
+        """The labels, told first of a canary that failed here. Raises `LabelError`."""
+        file = LabelFile(repository, by="service")
+        if self._withdrawn is not None and self._unwritten is not None:
+            why, self._unwritten = self._unwritten, None
+            try:
+                file.withdraw_canary(self._withdrawn[0], why)
+            except OSError as error:
+                _log.warning("the labels can't be written here: %s", error.strerror)
+        labels = file.read()
+        if self._withdrawn != (labels.canary, labels.canary_share):
+            self._withdrawn = None
+        return labels
+
+    def _allowed(self, lineup: Lineup) -> Lineup:
+        """Without traffic for a canary that was withdrawn here."""
+        number = lineup.canary.number if lineup.canary is not None else None
+        if self._withdrawn is None or self._withdrawn != (number, lineup.canary_share):
+            return lineup
+        return replace(lineup, canary_share=0.0)
+
+    def _stable(
+        self, repository: Repository, numbers: Iterable[int], labels: Labels
+    ) -> Version | None:
+        """The version to be stable; None where there is no valid one or none can be opened now."""
+        present, current = list(numbers), self.current
+        if labels.stable is None:
+            for number in reversed(present):
+                try:
+                    version = self._valid(repository, number)
+                except BundleError as error:
+                    self._explain(f"version {number} can't be opened now: {error}")
+                    return current
+                if version is not None:
+                    return version
+            return current
+        found = self._labelled(repository, present, labels.stable)
+        if found is not None or current is not None:
+            return found or current
+        for number in labels.previous:
+            found = self._labelled(repository, present, number)
+            if found is not None:
+                return found
+        return None
+
+    def _labelled(
+        self, repository: Repository, numbers: Iterable[int], number: int | None
+    ) -> Version | None:
+        """A labelled version; None where it is not there, bad, or can't be opened now."""
+        if number is None:
+            return None
+        if number not in numbers:
+            self._explain(f"version {number} has a label and is not there", broken=True)
+            return None
+        try:
+            found = self._valid(repository, number)
+        except BundleError as error:
+            self._explain(f"version {number} can't be opened now: {error}")
+            return None
+        if found is None:
+            why = self._refused.get((repository.name, number), (None, "it was just removed"))[1]
+            self._explain(f"version {number} has a label and is refused: {why}", broken=True)
+        return found
+
+    def _valid(self, repository: Repository, number: int) -> Version | None:
+        """A version, proved; the one in service where it is that. None for a bad one.
+
+        Raises `BundleError` when the machine, not the version, was short of something.
+        """
+        try:
+            stamp = stamp_of(repository, number)
+        except OSError:  # just removed
+            return None
+        for version in self._lineup.versions() if self._lineup else ():
+            key = (version.name, version.number, version.stamp)
+            if key == (repository.name, number, stamp):
+                return version
+        place = (repository.name, number)
+        if place in self._refused and self._refused[place][0] == stamp:
+            return None
+        try:
+            return verify(
+                repository,
+                number,
+                self._open_engine,
+                max_bytes=self._max_bytes,
+                recorded=self._recorded.samples(),
+            )
+        except (BundleError, EngineError) as error:
+            if _passing(error.__cause__):
+                raise BundleError(str(error), error.reason) from error
+            self._refused[place] = (stamp, f"{error.reason}: {error}")
+            self._telemetry.refused.labels(repository.name, error.reason).inc()
+            self._trouble = f"version {number} refused: {error}"
+            _log.error(
+                "%s version %d refused: %s (%s)", repository.name, number, error, error.reason
+            )
+            return None
+
+    def _tell(self, before: Lineup | None, now: Lineup) -> None:
+        """Metrics and log lines of a switch."""
+        telemetry, name = self._telemetry, now.stable.name
+        telemetry.version.labels(name).set(now.stable.number)
+        for label in ("canary", "shadow"):
+            version, share = getattr(now, label), getattr(now, f"{label}_share")
+            telemetry.beside.labels(name, label).set(version.number if version else 0)
+            telemetry.share.labels(name, label).set(share)
+            was = (None, 0.0)
+            if before is not None:
+                was = (getattr(before, label), getattr(before, f"{label}_share"))
+            if was != (version, share):
+                number = version.number if version else "none"
+                _log.info("%s %s version %s, share %s", name, label, number, share)
+        if before is None or before.stable is not now.stable:
+            telemetry.swaps.inc()
+            provider = now.stable.engine.provider
+            _log.info("serving %s version %d on %s", name, now.stable.number, provider)
+
+    def _explain(self, trouble: str, *, broken: bool = False) -> None:
+        if broken:
+            self._telemetry.labels_broken.set(1)
+        self._trouble = trouble
+        if trouble not in self._told:  # once, not with every look
+            self._told.add(trouble)
+            _log.warning("%s", trouble)
 
 
 def _passing(cause: BaseException | None) -> bool:
     """Whether the machine, not the version, was short of something."""
     short = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
     return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in short)
-
-
-def _stamp(repository: Repository, number: int) -> Stamp:
-    found = (repository.folder / str(number) / MANIFEST).stat()
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import uuid
 from collections.abc import Mapping
 from functools import partial
 from time import perf_counter
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, TypeAdapter
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -24,15 +21,9 @@ from service.batcher import Batcher
 from service.binary import BINARY
 from service.columns import COLUMNS, ColumnsRequest, ColumnsResponse
 from service.engine import Scores
-from service.errors import (
-    BodyTimeout,
-    BodyTooLarge,
-    Internal,
-    Malformed,
-    NotJson,
-    NotReady,
-    Problem,
-)
+from service.errors import BodyTimeout, BodyTooLarge, Malformed, NotJson, NotReady
+from service.lineup import Lineup
+from service.problems import JSON, REQUEST_ID, json_response, request_id
 from service.registry import Registry
 from service.rows import ROWS, ScoreRequest, ScoreResponse
 from service.scorer import Job, Scorer
@@ -40,12 +31,8 @@ from service.settings import Settings
 from service.telemetry import Telemetry
 from service.wire import Form, ProblemDocument, read_json
 
-REQUEST_ID = "X-Request-ID"
-_JSON = "application/json"
 _SCORES = ("/score", "/score/columns")
-_MAX_REQUEST_ID = 128
 _SCORED = "Scores in the order of the candidates"
-_log = logging.getLogger(__name__)
 
 _PROBLEMS = {
     400: "The body is not JSON",
@@ -88,6 +75,12 @@ class ScoreEndpoint:
         self._telemetry.request_seconds.observe(perf_counter() - started)
         self._telemetry.requests.labels("200").inc()
         await response(scope, receive, send)
+
+
+def count_problem(telemetry: Telemetry, request: Request, status: int) -> None:
+    """Count a score request that was answered with a problem."""
+    if request.url.path in _SCORES:
+        telemetry.requests.labels(str(status)).inc()
 
 
 def score_paths() -> dict[str, Any]:
@@ -136,6 +129,7 @@ def routes(
             "status": "ready",
             "model": version.name,
             "version": version.number,
+            **_beside(registry.lineup),
             "schema": version.schema.fingerprint,
             "provider": version.engine.provider,
             "threads": settings.threads,
@@ -153,44 +147,13 @@ def routes(
     return router
 
 
-def answer_problems(app: FastAPI, telemetry: Telemetry) -> None:
-    """Make every error an application/problem+json."""
-
-    def count(request: Request, status: int) -> None:
-        if request.url.path in _SCORES:
-            telemetry.requests.labels(str(status)).inc()
-
-    async def problem(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Problem)
-        count(request, error.status)
-        if error.status >= 500 and error.__cause__ is not None:
-            _log.error("request %s failed", request_id(request), exc_info=error)
-        return problem_response(request, error.status, error.title, error.detail, problem=error)
-
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        count(request, error.status_code)
-        title = str(error.detail)
-        return problem_response(request, error.status_code, title, title, headers=error.headers)
-
-    async def unexpected(request: Request, error: Exception) -> Response:
-        count(request, 500)
-        _log.error("request %s failed", request_id(request))
-        return problem_response(request, 500, Internal.title, Internal.title)
-
-    app.add_exception_handler(Problem, problem)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)
-
-
-def request_id(request: Request) -> str:
-    """The caller's X-Request-ID where it can be echoed (1 to 128 visible ASCII characters)."""
-    found: str | None = getattr(request.state, "request_id", None)
-    if found is None:
-        found = request.headers.get(REQUEST_ID, "")
-        sane = 0 < len(found) <= _MAX_REQUEST_ID and all("!" <= each <= "~" for each in found)
-        request.state.request_id = found = found if sane else uuid.uuid4().hex
-    return found
+def _beside(lineup: Lineup | None) -> dict[str, Any]:
+    """What /readyz says of canary and shadow, where there are any."""
+    return {
+        label: {"version": version.number, "share": getattr(lineup, f"{label}_share")}
+        for label in ("canary", "shadow")
+        if (version := getattr(lineup, label, None)) is not None
+    }
 
 
 def _form(request: Request, forms: Mapping[str, Form]) -> Form:
@@ -200,9 +163,9 @@ def _form(request: Request, forms: Mapping[str, Form]) -> Form:
 
 def _media_type(request: Request, *expected: str) -> str:
     """That of the body, JSON without one. Raises `NotJson` for none of those expected."""
-    kind = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
+    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind.startswith("application/") and kind.endswith("+json"):
-        kind = _JSON
+        kind = JSON
     if kind not in expected:
         raise NotJson(f"Content-Type: {' or '.join(expected)} expected", "Content-Type")
     return kind
@@ -210,7 +173,7 @@ def _media_type(request: Request, *expected: str) -> str:
 
 async def json_body(request: Request, settings: Settings) -> Any:
     """The value of a JSON body. Raises `NotJson` and what `read_body` and `read_json` raise."""
-    _media_type(request, _JSON)
+    _media_type(request, JSON)
     return read_json(await read_body(request, settings))
 
 
@@ -236,37 +199,6 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     return b"".join(chunks)
 
 
-def json_response(body: bytes, request: Request) -> Response:
-    return Response(body, media_type=_JSON, headers={REQUEST_ID: request_id(request)})
-
-
-def problem_response(
-    request: Request,
-    status: int,
-    title: str,
-    detail: str,
-    *,
-    problem: Problem | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """An RFC 9457 answer. A body that was not read through ends the connection."""
-    identity = request_id(request)
-    sent = {**(headers or {}), REQUEST_ID: identity}
-    if problem is not None and problem.retry_after is not None:
-        sent["Retry-After"] = str(max(1, round(problem.retry_after)))
-    if status in {408, 413, 415}:
-        sent["Connection"] = "close"
-    body = {
-        "type": "about:blank",
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "field": problem.field if problem is not None else None,
-        "request_id": identity,
-    }
-    return Response(orjson.dumps(body), status, sent, "application/problem+json")
-
-
 def document(
     asked: Any, answer: type[BaseModel], *binary: str, done: str = "Done"
 ) -> dict[str, Any]:
@@ -276,13 +208,13 @@ def document(
     def content(kind: str, model: Any, mode: Any) -> dict[str, Any]:
         return {kind: {"schema": inline(TypeAdapter(model).json_schema(mode=mode))}}
 
-    body = {"required": True, "content": {**content(_JSON, asked, "validation"), **raw}}
+    body = {"required": True, "content": {**content(JSON, asked, "validation"), **raw}}
     return {
         **({"requestBody": body} if asked is not None else {}),
         "responses": {
             "200": {
                 "description": done,
-                "content": {**content(_JSON, answer, "serialization"), **raw},
+                "content": {**content(JSON, answer, "serialization"), **raw},
             },
             **{
                 str(status): {

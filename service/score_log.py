@@ -21,24 +21,20 @@ from model.contract.batch import Batch
 from model.contract.catalogue import Catalogue
 from model.contract.encode import Request, id_text
 from model.contract.history import recent
-from model.contract.ids import key
 from model.contract.log import Scored, Snapshot, digests
 from service import scripts
 from service.errors import Unavailable
 from service.events import EventLog
-from service.registry import Version
+from service.lineup import place
 from service.telemetry import Telemetry
+from service.verify import Version
 from service.wire import Answer, Ask
 
 TOGETHER = 32
 _PAUSE_SECONDS = 0.2
+_LOGGED = "dinserve log:"
 _RESULTS = {scripts.ACCEPTED: "logged", scripts.ERASED: "erased", scripts.FULL: "full"}
 _log = logging.getLogger(__name__)
-
-
-def of_share(identity: str, share: float, salt: str) -> bool:
-    """Whether an id falls into a share of all ids: always the same for the same id and salt."""
-    return share > 0 and key(f"{salt}:{identity}") < share * 2**64
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +117,7 @@ class ScoreLog:
 
     def wants(self, request_id: str) -> bool:
         """Whether a request is among those to be logged."""
-        return of_share(request_id, self._share, "log")
+        return place(_LOGGED, request_id) < self._share
 
     def add(self, noted: Noted) -> None:
         """Log an answer soon."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter, time
 from typing import ParamSpec, TypeVar
 
@@ -15,12 +17,17 @@ from model.contract.batch import Batch, merge
 from model.contract.encode import FieldError, Given, Request
 from model.contract.history import Records, recent
 from service.batcher import Batcher, Done
-from service.engine import Floats, Scores
-from service.errors import DeadlineExceeded, Invalid, NotReady
-from service.features import PROFILE_UNAVAILABLE, BehaviourStore, Stored
-from service.registry import Registry, Version
+from service.encoding import encode
+from service.engine import Floats, Scores, expit
+from service.errors import DeadlineExceeded, Invalid, NotReady, Problem, Unavailable
+from service.features import BehaviourStore, Stored
+from service.lineup import Lineup
+from service.recorded import Recorded
+from service.registry import Registry
 from service.score_log import Noted, ScoreLog
+from service.shadow import Shadow
 from service.telemetry import Telemetry
+from service.verify import Version
 from service.wire import Answer, Ask, Form
 
 Arguments = ParamSpec("Arguments")
@@ -28,6 +35,7 @@ Result = TypeVar("Result")
 
 # Above this many bytes a body is read and encoded in a thread: it takes milliseconds.
 INLINE_BYTES = 32_768
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +50,18 @@ class Job:
     @property
     def behaviours(self) -> int:
         return int(self.batch.history.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A request as it came, and the versions that were in service then."""
+
+    form: Form
+    body: bytes
+    request_id: str
+    started: float
+    large: bool
+    lineup: Lineup
 
 
 def cost(jobs: Sequence[Job]) -> int:
@@ -76,37 +96,80 @@ class Scorer:
         store: BehaviourStore,
         batcher: Batcher[Job, Scores],
         log: ScoreLog,
+        recorded: Recorded,
+        shadow: Shadow,
         telemetry: Telemetry,
         timeout_ms: int,
     ) -> None:
         self._registry, self._store, self._batcher, self._log = registry, store, batcher, log
+        self._recorded, self._shadow = recorded, shadow
         self._telemetry, self._timeout_ms = telemetry, timeout_ms
 
     async def score(self, form: Form, body: bytes, request_id: str, started: float) -> bytes:
         """The answer's body, in the request's form. ``started`` is of `perf_counter`.
 
-        Raises `Problem`.
+        What a canary can't answer is answered by the stable version. Raises `Problem`.
         """
-        version = self._registry.current
-        if version is None:
+        lineup = self._registry.lineup
+        if lineup is None:
             raise NotReady("No verified model yet")
         large = len(body) > INLINE_BYTES
-        asked = await _perform(large, form.read, body, version.schema)
-        left = (asked.timeout_ms or self._timeout_ms) / 1e3 - (perf_counter() - started)
+        stable = lineup.stable
+        asked = await _perform(large, form.read, body, stable.schema)
+        version = lineup.pick(asked.user)
+        call = Call(form, body, request_id, started, large, lineup)
+        if version is stable:
+            return await self._counted(call, asked, stable)
+        try:
+            mine = asked
+            if version.schema.fingerprint != stable.schema.fingerprint:
+                mine = await _perform(large, form.read, body, version.schema)
+            return await self._counted(call, mine, version)
+        except (DeadlineExceeded, Unavailable):
+            raise
+        except Exception as error:
+            _log.warning("a request is taken from the canary: %s", type(error).__name__)
+            found = await self._counted(call, asked, stable)
+            if isinstance(error, Invalid):  # the stable version took it, so it was the canary
+                self._report(call, version, failed=True)
+            return found
+
+    async def _counted(self, call: Call, asked: Ask, version: Version) -> bytes:
+        """An answer, and how it went for the version. What callers do wrong is not its fault."""
+        try:
+            found = await self._answer(call, asked, version)
+        except Problem as problem:
+            if isinstance(problem, DeadlineExceeded):
+                self._report(call, version, failed=True)
+            raise
+        except Exception:
+            self._report(call, version, failed=True)
+            raise
+        self._report(call, version, failed=False)
+        return found
+
+    def _report(self, call: Call, version: Version, *, failed: bool) -> None:
+        label = "stable" if version is call.lineup.stable else "canary"
+        self._telemetry.by_label.labels(label, "failed" if failed else "answered").inc()
+        self._registry.report(version, failed=failed)
+
+    async def _answer(self, call: Call, asked: Ask, version: Version) -> bytes:
+        """A version's answer. Raises `Problem`, and what the engine raises."""
+        left = (asked.timeout_ms or self._timeout_ms) / 1e3 - (perf_counter() - call.started)
         if left <= 0:
             raise DeadlineExceeded("The deadline passed before the model could run")
         deadline = asyncio.get_running_loop().time() + left
         asking = perf_counter()
         stored = await self._stored(asked, version, left)
         store_seconds = perf_counter() - asking
-        job, known, stored = await _perform(large, _encode, form, asked, version, stored)
+        job, known, stored = await _perform(call.large, _encode, call.form, asked, version, stored)
         if perf_counter() - asking >= left:
             raise DeadlineExceeded("The deadline passed before the model could run")
         done = await self._batcher.submit(job, deadline)
         self._count(known, stored, store_seconds, done, behaviours=job.behaviours)
-        total = perf_counter() - started
+        total = perf_counter() - call.started
         answer = Answer(
-            request_id=request_id,
+            request_id=call.request_id,
             model=version.name,
             version=version.number,
             history_length=job.behaviours,
@@ -122,9 +185,14 @@ class Scorer:
                 "total": round(total * 1e3, 3),
             },
         )
-        if self._log.wants(request_id):
+        if self._log.wants(call.request_id):
             self._log.add(Noted(asked, answer, version, job.request, job.batch, int(time() * 1000)))
-        return form.write(asked, answer)
+        self._recorded.note(asked, stored, version.encoder.codec, len(call.body))
+        beside = call.lineup.shadow_for(call.request_id) if version is call.lineup.stable else None
+        if beside is not None:
+            read = partial(call.form.read, call.body)
+            self._shadow.offer(beside, read, asked, stored, version, answer.probability)
+        return call.form.write(asked, answer)
 
     async def _stored(self, asked: Ask, version: Version, left: float) -> Stored:
         """What the store has to add to a request; it is not asked for nothing."""
@@ -171,36 +239,11 @@ def _encode(
     form: Form, asked: Ask, version: Version, stored: Stored
 ) -> tuple[Job, npt.NDArray[np.bool_], Stored]:
     """The job, which candidates are known, and what of the store was really used."""
-    encoder = version.encoder
     try:
-        history = stored.history if asked.history is None else encoder.records(asked.history)
-        request = Request(
-            candidates=asked.candidates,
-            history=history,
-            user={**stored.profile, **asked.overrides},
-            context=asked.context,
-            given=asked.given,
-            columns=asked.columns,
-        )
-        try:
-            batch, known = encoder.encode(request)
-        except FieldError as error:
-            group, _, name = error.field.partition(".")
-            if group != "user" or name in asked.overrides:
-                raise
-            # The stored profile does not fit this model; the caller can't help it.
-            stored = replace(stored, profile={}, degraded=stored.degraded or PROFILE_UNAVAILABLE)
-            request = replace(request, user=asked.overrides)
-            batch, known = encoder.encode(request)
+        found = encode(asked, stored, version.encoder)
     except FieldError as error:
         raise Invalid(f"Expected {error.expected}", form.named(error.field)) from None
-    return Job(version, request, batch, asked.explain > 0), known, stored
-
-
-def expit(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """1 / (1 + exp(-logit)), without overflow."""
-    small = np.exp(-np.abs(logit))
-    return np.where(logit >= 0, 1.0, small) / (1.0 + small)
+    return Job(version, found.request, found.batch, asked.explain > 0), found.known, found.stored
 
 
 def _because(

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Provider = Literal["auto", "cpu", "cuda"]
@@ -47,6 +47,20 @@ class Settings(BaseSettings):
         description="in each process; default: cores / threads / workers, 2 on CUDA",
     )
     poll_seconds: float = Field(1.0, gt=0, description="how often a newer version is looked for")
+
+    admin_host: str = "127.0.0.1"
+    admin_port: int = Field(8001, ge=0, le=65535)
+    admin_key: SecretStr | None = Field(
+        None, min_length=16, description="what callers of the admin API must know"
+    )
+
+    max_bundle_bytes: int = Field(
+        16 * 2**30, ge=1, description="a version whose files are more is refused"
+    )
+    canary_band: float = Field(
+        0.02, ge=0, le=1, description="how much more of its requests a canary may fail than stable"
+    )
+    canary_requests: int = Field(200, ge=1, description="requests of it before that is judged")
 
     store_timeout_ms: float = Field(40.0, gt=0, le=10_000, description="all of a history's read")
     store_connections: int = Field(64, ge=1)

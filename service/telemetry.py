@@ -30,10 +30,12 @@ from service import shared
 _MILLISECONDS = (0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 200, 500, 1000, 5000)
 _SECONDS = tuple(each / 1e3 for each in _MILLISECONDS)
 _SIZES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
+_DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+_RANKS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 _PAIRS = tuple(10.0**power for power in range(8))
 
 
-Merge = Literal["livesum", "livemin"]
+Merge = Literal["livesum", "livemin", "livemax"]
 
 
 class Telemetry:
@@ -82,7 +84,19 @@ class Telemetry:
         self.ready = gauge("ready", "Workers that serve a verified model")
         self.version = gauge("model_version", "The version served", "model", merge="livemin")
         self.swaps = counter("model_swaps_total", "Versions taken into service")
-        self.refused = counter("model_versions_refused_total", "Versions found bad", "model")
+        self.refused = counter(
+            "model_versions_refused_total", "Versions found bad", "model", "reason"
+        )
+        beside = ("model", "label")
+        self.beside = gauge("label_version", "Canary or shadow, 0: none", *beside, merge="livemax")
+        self.share = gauge("label_share", "Its share, 0 to 1", *beside, merge="livemax")
+        self.labels_broken = gauge("labels_broken", "Workers that can't do as the labels say")
+        self.withdrawn = counter("canary_withdrawn_total", "Canaries that failed here", "model")
+        self.by_label = counter("label_requests_total", "Requests of a side", "label", "outcome")
+        self.shadow_requests = counter("shadow_requests_total", "Scored beside", "outcome")
+        self.shadow_mean = histogram("shadow_difference_mean", "Mean |difference|", _DIFFERENCES)
+        self.shadow_max = histogram("shadow_difference_max", "Largest |difference|", _DIFFERENCES)
+        self.shadow_rank = histogram("shadow_rank_correlation", "Spearman's, of candidates", _RANKS)
 
         self.events = counter("events_total", "Events by what became of them", "status")
         self.erased = counter("users_erased_total", "Users erased")

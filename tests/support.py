@@ -24,7 +24,7 @@ from model.contract.batch import Batch
 from model.contract.bundle import Golden, encode_golden
 from model.contract.catalogue import Catalogue
 from model.contract.encode import Encoder, table_of
-from model.contract.ids import Vocabulary
+from model.contract.ids import Vocabulary, keys
 from model.contract.repository import Repository
 from model.contract.schema import Schema
 from service.engine import OnnxEngine
@@ -242,11 +242,12 @@ def publish_toy(
     bias: float = 0.0,
     schema_text: str = TOY,
     alter: Callable[[Batch], Batch] = lambda batch: batch,
+    change_graph: Callable[[bytes], bytes] = lambda graph: graph,
 ) -> int:
-    """Publish a version of the toy model, its golden arrays altered; its number."""
+    """Publish a version of the toy model, its golden arrays and its graph altered; its number."""
     schema = Schema.parse(schema_text)
     encoder = toy_encoder(schema)
-    graph = toy_graph(schema, encoder, bias)
+    graph = change_graph(toy_graph(schema, encoder, bias))
 
     def fill(folder: Path) -> None:
         batch = alter(encode_golden(encoder, GOLDEN))
@@ -262,6 +263,24 @@ def publish_toy(
         )
 
     return Repository(root, schema.name).publish(fill)
+
+
+def spoilt_for(item: str, value: float) -> Callable[[bytes], bytes]:
+    """A graph whose embedding of an item holds ``value``: sound for all who do not meet it."""
+    row = int(toy_encoder(Schema.parse(TOY)).tables["item_id"].rows(keys([item]))[0])
+
+    def change(graph: bytes) -> bytes:
+        import onnx
+        from onnx import numpy_helper
+
+        model = onnx.load_from_string(graph)
+        [table] = [each for each in model.graph.initializer if each.name == "items"]
+        rows = numpy_helper.to_array(table).copy()
+        rows[row] = value
+        table.CopyFrom(numpy_helper.from_array(rows, "items"))
+        return bytes(model.SerializeToString())
+
+    return change
 
 
 def run_graph(folder: Path, graph: bytes, batch: Batch) -> Any:

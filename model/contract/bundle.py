@@ -22,7 +22,7 @@ import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from model.contract.schema import Schema
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 64 * 2**20
 REQUIRED = (
     "schema.toml",
     "model.onnx",
@@ -47,8 +48,26 @@ Logits = npt.NDArray[np.float32]
 Run = Callable[[Batch], Logits]
 
 
+Reason = Literal[
+    "manifest",  # the manifest can't be read, or its own digest differs
+    "digest",  # a file is missing, or not the one that the manifest describes
+    "schema",  # the schema does not fit the manifest, the catalogue or the graph
+    "contents",  # files whose digests agree do not make a model
+    "golden_encoding",
+    "golden_scores",
+    "not_finite",  # a score is NaN or infinite
+    "too_large",
+    "engine",  # the graph can't be opened or run
+    "other",
+]
+
+
 class BundleError(ValueError):
-    """A bundle that must not be served, and why."""
+    """A bundle that must not be served, and why: in words, and as one of the `Reason`s."""
+
+    def __init__(self, message: str, reason: Reason = "contents") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -83,22 +102,28 @@ class Bundle:
         return dict(self.manifest["metrics"])
 
     @classmethod
-    def open(cls, folder: Path) -> Bundle:
-        """Check every digest, then load what the manifest lists. Raises `BundleError`."""
+    def open(cls, folder: Path, max_bytes: int | None = None) -> Bundle:
+        """Check every digest, then load what the manifest lists. Raises `BundleError`.
+
+        Of a bundle of more than ``max_bytes`` nothing but the manifest is read.
+        """
         try:
             manifest = _read_manifest(folder)
             files = manifest["files"]
+            size = sum(entry["bytes"] for entry in files.values())
+            if max_bytes is not None and size > max_bytes:
+                raise BundleError(f"{size} bytes, more than {max_bytes}", "too_large")
             for name, entry in files.items():
                 _check_file(folder, name, entry)
             for name in REQUIRED:
                 if name not in files:
-                    raise BundleError(f"{MANIFEST}: {name} is not listed")
-            schema = Schema.load(folder / "schema.toml")
+                    raise BundleError(f"{MANIFEST}: {name} is not listed", "manifest")
+            schema = _read_schema(folder)
             if schema.fingerprint != manifest["schema"]:
-                raise BundleError("schema.toml: fingerprint differs from the manifest's")
+                raise BundleError("schema.toml: fingerprint differs from the manifest's", "schema")
             catalogue = Catalogue.load(folder / "catalogue")
             if catalogue.rows.shape[1] != schema.width("item"):
-                raise BundleError("catalogue: as many columns as the schema's item fields expected")
+                raise BundleError("catalogue: a column for each item field expected", "schema")
             tables = {
                 name: table_of(field, _vocabulary(folder, name, files))
                 for name, field in schema.tables.items()
@@ -115,10 +140,12 @@ class Bundle:
         try:
             found = encode_golden(self.encoder, self.golden.requests)
         except Exception as error:  # requests of another form than this code's
-            raise BundleError(f"golden.json: {error!r}") from error
+            raise BundleError(f"golden.json: {error!r}", "golden_encoding") from error
         for each in fields(Batch):
             if not np.array_equal(getattr(found, each.name), getattr(self.golden.batch, each.name)):
-                raise BundleError(f"golden: {each.name} is encoded differently here")
+                raise BundleError(
+                    f"golden: {each.name} is encoded differently here", "golden_encoding"
+                )
 
     def check_scores(self, run: Run, tolerance: float) -> float:
         """Score the golden batch; the largest |dlogit|. Raises `BundleError` above ``tolerance``.
@@ -126,13 +153,19 @@ class Bundle:
         What ``run`` raises passes through.
         """
         expected, found = self.golden.logits, run(self.golden.batch)
-        if found.shape != expected.shape or not np.isfinite(found).all():
-            raise BundleError("golden: scores are not finite or of another shape")
+        if found.shape != expected.shape:
+            raise BundleError("golden: scores are of another shape", "golden_scores")
+        if not np.isfinite(found).all():
+            raise BundleError("golden: scores are not finite", "not_finite")
         if not found.size or not np.isfinite(expected).all():
-            raise BundleError("golden: no logits, or not finite ones, to compare with")
+            raise BundleError(
+                "golden: no logits, or not finite ones, to compare with", "golden_scores"
+            )
         worst = float(np.abs(found - expected).max())
         if worst > tolerance:
-            raise BundleError(f"golden: a logit is off by {worst:.2e}, more than {tolerance:.0e}")
+            raise BundleError(
+                f"golden: a logit is off by {worst:.2e}, more than {tolerance:.0e}", "golden_scores"
+            )
         return worst
 
 
@@ -215,27 +248,42 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
+        if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{MANIFEST}: more than {MAX_MANIFEST_BYTES} bytes", "too_large")
         manifest = json.loads((folder / MANIFEST).read_bytes())
         body = {key: value for key, value in manifest.items() if key != "sha256"}
         intact = manifest["sha256"] == _digest(body)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BundleError(f"{MANIFEST}: unreadable ({error})") from error
+    except BundleError:
+        raise
+    except Exception as error:  # whatever JSON may hold in place of a manifest
+        raise BundleError(f"{MANIFEST}: unreadable ({error})", "manifest") from error
     if not intact:
-        raise BundleError(f"{MANIFEST}: its digest differs")
+        raise BundleError(f"{MANIFEST}: its digest differs", "manifest")
     if manifest["format"] != FORMAT:
-        raise BundleError(f"{MANIFEST}: format {manifest['format']}, this code reads {FORMAT}")
+        raise BundleError(
+            f"{MANIFEST}: format {manifest['format']}, this code reads {FORMAT}", "manifest"
+        )
     return body
+
+
+def _read_schema(folder: Path) -> Schema:
+    try:
+        return Schema.load(folder / "schema.toml")
+    except ValueError as error:  # SchemaError, and text that is no UTF-8
+        raise BundleError(str(error), "schema") from error
 
 
 def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     if ".." in Path(name).parts or Path(name).is_absolute():
-        raise BundleError(f"{MANIFEST}: a file outside the bundle")
+        raise BundleError(f"{MANIFEST}: a file outside the bundle", "manifest")
     try:
-        found = _describe(folder / name)
+        # The size is looked at first: what is far too large is not read to find its digest.
+        sound = (folder / name).stat().st_size == entry["bytes"]
+        sound = sound and _describe(folder / name) == entry
     except OSError as error:
-        raise BundleError(f"{name}: {error.strerror}") from error
-    if found != entry:
-        raise BundleError(f"{name}: digest or size differs from the manifest's")
+        raise BundleError(f"{name}: {error.strerror}", "digest") from error
+    if not sound:
+        raise BundleError(f"{name}: digest or size differs from the manifest's", "digest")
 
 
 def _table_file(folder: Path, name: str) -> Path:

@@ -59,9 +59,9 @@ class Repository:
         """Whole versions, oldest first. A folder without a manifest is not one."""
         return [n for n in self._numbers() if (self.folder / str(n) / MANIFEST).is_file()]
 
-    def open(self, version: int) -> Bundle:
-        """Open and check one version. Raises `BundleError`."""
-        return Bundle.open(self.folder / str(version))
+    def open(self, version: int, max_bytes: int | None = None) -> Bundle:
+        """Open and check one version of at most ``max_bytes``. Raises `BundleError`."""
+        return Bundle.open(self.folder / str(version), max_bytes)
 
     def publish(self, fill: Callable[[Path], None]) -> int:
         """Publish what ``fill`` writes into the empty folder it is given; the new version.
@@ -70,7 +70,7 @@ class Repository:
         gets its number. Raises `BundleError`, and what ``fill`` raises; then nothing is left.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        with self.alone():
             for leftover in self.folder.glob(f"{_UNFINISHED}*"):
                 shutil.rmtree(leftover)
             unfinished = self.folder / f"{_UNFINISHED}{os.getpid()}"
@@ -96,8 +96,8 @@ class Repository:
         return sorted(int(name) for name in digits if str(int(name)) == name)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One publisher at a time; the lock goes with the process that holds it."""
-        with (self.folder / _LOCK).open("w") as lock:
+    def alone(self, lock_name: str = _LOCK) -> Iterator[None]:
+        """One writer at a time; the lock goes with the process that holds it."""
+        with (self.folder / lock_name).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -162,30 +162,71 @@ def change_schema(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "words", "reason"),
     [
-        *((remove(name), f"{name} is not listed") for name in bundle.REQUIRED),
-        (remove("tables/genre.npy"), "table genre has no vocabulary"),
-        (change_schema, "fingerprint differs"),
-        (overwrite("schema.toml", b"name = 1"), "item: expected"),
-        (overwrite("schema.toml", b"\xff"), "UTF-8"),
-        (narrow_catalogue, "as many columns"),
-        (overwrite("catalogue/keys.npy", b""), "EOF"),
-        (overwrite("tables/genre.npy", b"no array"), "allow_pickle"),
-        (overwrite("golden.json", b"["), "JSON"),
-        (overwrite("golden.json", b"[" * 100_000), "Recursion"),
-        (overwrite("golden.npz", b"PK no zip"), "allow_pickle"),
-        (overwrite("golden.npz", b"PK\3\4 no zip"), "zip"),
+        *((remove(name), f"{name} is not listed", "manifest") for name in bundle.REQUIRED),
+        (remove("tables/genre.npy"), "table genre has no vocabulary", "contents"),
+        (change_schema, "fingerprint differs", "schema"),
+        (overwrite("schema.toml", b"name = 1"), "item: expected", "schema"),
+        (overwrite("schema.toml", b"\xff"), "UTF-8", "schema"),
+        (narrow_catalogue, "a column for each item field", "schema"),
+        (overwrite("catalogue/keys.npy", b""), "EOF", "contents"),
+        (overwrite("tables/genre.npy", b"no array"), "allow_pickle", "contents"),
+        (overwrite("golden.json", b"["), "JSON", "contents"),
+        (overwrite("golden.json", b"[" * 100_000), "Recursion", "contents"),
+        (overwrite("golden.npz", b"PK no zip"), "allow_pickle", "contents"),
+        (overwrite("golden.npz", b"PK\3\4 no zip"), "zip", "contents"),
     ],
 )
 def test_contents_that_make_no_model_are_refused(
-    written: Path, seal: Fill, change: Fill, reason: str
+    written: Path, seal: Fill, change: Fill, words: str, reason: str
 ) -> None:
-    """Files whose digests agree but whose contents do not are refused all the same."""
+    """Files whose digests agree but whose contents do not are refused all the same, by reason."""
     change(written)
     seal(written)
-    with pytest.raises(BundleError, match=reason):
+    with pytest.raises(BundleError, match=words) as refused:
         Bundle.open(written)
+    assert refused.value.reason == reason
+
+
+def test_a_changed_file_is_refused_for_its_digest_and_a_manifest_for_its_own(written: Path) -> None:
+    """The reason says which of the two it was; a missing file is one that differs."""
+    for name, reason in (("model.onnx", "digest"), (MANIFEST, "manifest")):
+        whole = (written / name).read_bytes()
+        (written / name).write_bytes(whole[:-3])
+        with pytest.raises(BundleError) as refused:
+            Bundle.open(written)
+        assert refused.value.reason == reason
+        (written / name).write_bytes(whole)
+    (written / "golden.npz").unlink()
+    with pytest.raises(BundleError) as refused:
+        Bundle.open(written)
+    assert refused.value.reason == "digest"
+
+
+def test_a_bundle_above_the_limit_is_refused_before_its_files_are_read(written: Path) -> None:
+    """The limit is to the byte, of all files but the manifest; what they hold does not matter."""
+    files = [path for path in files_of(written) if path.name != MANIFEST]
+    size = sum(path.stat().st_size for path in files)
+    Bundle.open(written, max_bytes=size)
+    for path in files:
+        path.unlink()
+    with pytest.raises(BundleError, match=f"{size} bytes, more than {size - 1}") as refused:
+        Bundle.open(written, max_bytes=size - 1)
+    assert refused.value.reason == "too_large"
+
+
+def test_a_file_grown_far_beyond_its_entry_is_not_read(written: Path) -> None:
+    """A sparse file of a terabyte is refused at once."""
+    with (written / "model.onnx").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(BundleError, match=r"model\.onnx: digest or size differs"):
+        Bundle.open(written)
+    with (written / MANIFEST).open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(BundleError, match="more than") as refused:
+        Bundle.open(written)
+    assert refused.value.reason == "too_large"
 
 
 def test_a_file_the_manifest_does_not_list_is_never_read(written: Path, seal: Fill) -> None:

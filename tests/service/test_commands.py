@@ -12,9 +12,14 @@ from typing import NamedTuple
 
 import polars as pl
 import pytest
+from redis import Redis
 
+from model.contract.labels import LabelFile
+from model.contract.repository import Repository
+from model.contract.schema import Schema
+from model.contract.store import history_key
 from service.__main__ import main
-from tests.support import ROOT, Service, publish_toy
+from tests.support import ROOT, TOY, Service, publish_toy, running_redis
 
 
 class Ended(NamedTuple):
@@ -85,7 +90,90 @@ def test_models_lists_what_can_be_served(command: Command, tmp_path: Path) -> No
     assert "refused: golden.npz" in listed.output
 
 
-@pytest.mark.parametrize("words", [[], ["serve"], ["load-histories"], ["score"], ["models"]])
+def test_models_lists_labels_age_and_traffic(command: Command, tmp_path: Path) -> None:
+    """As a table, and as JSON for scripts."""
+    for bias in range(3):
+        publish_toy(tmp_path, bias=float(bias))
+    where = ("--repository", tmp_path)
+    command("canary", 3, "--share", 0.25, *where)
+    command("shadow", 1, "--share", 1, *where)
+    rows = command("models", *where).output.splitlines()
+    cells = [[cell.strip() for cell in row.split("│")][1:5] for row in rows if " auc " in row]
+    assert [(cell[0], cell[1], cell[3]) for cell in cells] == [
+        ("3", "canary", "0.25"),
+        ("2", "stable", "0.75"),
+        ("1", "shadow", "beside 1"),
+    ]
+    assert all(cell[2].endswith(" s") for cell in cells)
+    listed = json.loads(command("models", "--json", *where).output)
+    assert [(each["version"], each["traffic"], each["shadow"]) for each in listed] == [
+        (3, 0.25, 0.0),
+        (2, 0.75, 0.0),
+        (1, 0.0, 1.0),
+    ]
+
+
+def test_versions_are_labelled(command: Command, tmp_path: Path) -> None:
+    """Each command says what the labels are then; what it does is in the log of changes."""
+    for bias in range(3):
+        publish_toy(tmp_path, bias=float(bias))
+    steps: list[tuple[tuple[object, ...], str]] = [
+        (("promote", 1, "--why", "a test"), "toy: 1 is stable"),
+        (("canary", 2, "--share", 0.1), "toy: 1 is stable; 2 is the canary of 0.1 of the users"),
+        (("canary", "--off"), "toy: 1 is stable"),
+        (("shadow", 3, "--share", 1), "toy: 1 is stable; 3 is the shadow of 1 of the requests"),
+        (("shadow", "--off"), "toy: 1 is stable"),
+        (("promote", 2), "toy: 2 is stable"),
+        (("rollback",), "toy: 1 is stable"),
+        (("pin", 3), "toy: 3 is stable, pinned"),
+        (("unpin",), "toy: 3 is stable"),
+        (("follow",), "toy: the newest valid version is stable"),
+    ]
+    for words, said in steps:
+        ended = command(*words, "--repository", tmp_path)
+        assert (ended.status, ended.output) == (0, f"{said}\n")
+    changes = LabelFile(Repository(tmp_path, "toy"), by="").read().changes
+    assert (changes[0].by, changes[0].why) == ("command line", "a test")
+    assert len(changes) == len(steps)
+
+
+def test_a_version_that_can_not_be_served_gets_no_label(command: Command, tmp_path: Path) -> None:
+    """Checked before: also the one that a rollback would go to."""
+    for bias in range(3):
+        publish_toy(tmp_path, bias=float(bias))
+    where = ("--repository", tmp_path)
+    command("promote", 1, *where)
+    command("promote", 2, *where)
+    for number in (1, 3):
+        (tmp_path / f"toy/{number}/golden.npz").write_bytes(b"")
+    share = ("--share", 0.5)
+    for words in (("promote", 3), ("pin", 3), ("canary", 3, *share), ("shadow", 3, *share)):
+        ended = command(*words, *where)
+        assert ended.status == 1
+        assert "version 3 refused: golden.npz" in ended.errors
+    assert "version 1 refused" in command("rollback", *where).errors
+    assert LabelFile(Repository(tmp_path, "toy"), by="").read().stable == 2
+
+
+def test_histories_are_loaded_for_the_stable_version(command: Command, tmp_path: Path) -> None:
+    """Its schema says how they are stored, not that of a newer one."""
+    publish_toy(tmp_path)
+    publish_toy(tmp_path, schema_text=TOY.replace('name = "rating"', 'name = "dwell"'))
+    command("promote", 1, "--repository", tmp_path)
+    with running_redis(tmp_path) as redis:
+        places = ("--repository", tmp_path, "--redis-url", redis.url)
+        assert command("load-histories", "--data", logs(tmp_path), *places).status == 0
+        with Redis.from_url(redis.url) as client:
+            assert client.exists(history_key("din", "a", Schema.parse(TOY).layout))
+
+
+LABELLING = ("promote", "rollback", "pin", "unpin", "follow", "canary", "shadow", "admin")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["serve"], ["load-histories"], ["score"], ["models"], *([word] for word in LABELLING)],
+)
 def test_help_suffices(words: list[str], command: Command) -> None:
     """Every command explains itself."""
     helped = command(*words, "--help")
@@ -103,6 +191,12 @@ LOAD = ("load-histories", "--repository", "GOOD", "--redis-url", NOWHERE, "--dat
     [
         ("models", "--repository", "NONE"),
         ("models", "--repository", "GOOD", "--name", "other"),
+        ("promote", "9", "--repository", "GOOD"),
+        ("promote", "1", "--repository", "NONE"),
+        ("rollback", "--repository", "GOOD"),
+        ("canary", "1", "--repository", "GOOD"),
+        ("canary", "1", "--share", "0.5", "--repository", "GOOD"),
+        ("shadow", "--share", "0.5", "--repository", "GOOD"),
         (*ASK, "http://127.0.0.1:1"),
         (*ASK, "nonsense"),
         (*LOAD, "LOGS"),

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 from model.contract.encode import Request
 from model.contract.repository import Repository
 from service.engine import EngineError, OnnxEngine, pick_provider, warm_up
-from service.registry import Version, verify
 from service.scorer import Job, cost, expit, run
+from service.verify import Version, verify
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
@@ -28,7 +28,8 @@ def job(version: Version, behaviours: int, candidates: list[str], explain: bool 
     encoder = version.encoder
     history = encoder.records([{"item_id": f"i{n}", "ts": n} for n in range(behaviours)])
     request = Request(candidates=candidates, history=history)
-    return Job(version, request, encoder.encode(request)[0], explain)
+    batch, _ = encoder.encode(request)
+    return Job(version, request, batch, explain)
 
 
 def jobs_of(version: Version) -> list[Job]:

@@ -20,7 +20,7 @@ from model.contract.log import Event, Scored, Snapshot, digests, load
 from model.contract.schema import Schema
 from model.contract.store import log_key, partition, profile_key
 from service import binary
-from service.score_log import of_share
+from service.lineup import place
 from tests.support import PATIENT, RedisProcess, Service, problem
 
 RATIO = 0.5
@@ -231,7 +231,7 @@ def test_a_share_of_the_requests_is_logged_by_their_id(
     """The same ids wherever they are answered, and about as many as asked for."""
     share = {**PATIENT, "DINSERVE_LOG_SHARE": str(RATIO)}
     names = [f"r{n}" for n in range(200)]
-    expected = {name for name in names if of_share(name, RATIO, "log")}
+    expected = {name for name in names if place("dinserve log:", name) < RATIO}
     assert 70 <= len(expected) <= 130
     with Service(repository, redis_url, log=tmp_path / "log", environment=share) as service:
         for name in names:

@@ -15,7 +15,8 @@ import pytest
 from model.contract.batch import Batch
 from model.contract.repository import Repository
 from service.engine import Engine, EngineError, OnnxEngine, Scores
-from service.registry import Registry, Version
+from service.lineup import Lineup
+from service.registry import Registry
 from service.telemetry import Telemetry
 from tests.support import TOY, publish_toy
 
@@ -202,7 +203,7 @@ def test_watching_goes_on_after_an_error(repository: Path) -> None:
     class Flaky(Registry):
         failures = 2
 
-        def look(self) -> Version | None:
+        def look(self) -> Lineup | None:
             if self.failures:
                 self.failures -= 1
                 raise EngineError("not yet")
