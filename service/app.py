@@ -84,7 +84,9 @@ def create_app(
         call,
         cost=cost,
         group=lambda job: job.version,
-        merge_limit=settings.merges(on_device),
+        merge_limit=lambda job: (
+            job.version.merge_limit if settings.merge_pairs is None else settings.merge_pairs
+        ),
         queue_limit=settings.max_queued_pairs,
         workers=settings.runs(on_device),
     )

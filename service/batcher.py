@@ -2,8 +2,8 @@
 
 One loop owns the queue. It waits for a free worker, takes from the head of the queue what fits in
 one call, and hands it to a thread. Nothing waits for company: what arrived while the workers ran
-forms the next calls. Small items of one group share a call up to `merge_limit`; a larger one runs
-alone. The limit of what may wait is in work, not in items, and is checked before the queue.
+forms the next calls. Small items of one group share a call up to their `merge_limit`; a larger one
+runs alone. The limit of what may wait is in work, not in items, and is checked before the queue.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Batcher(Generic[Item, Answer]):
     """Calls ``run(items) -> answers``, one per item in their order, in `workers` threads.
 
     ``cost(items)`` is the work of a call of these items together, ``group(item)`` says which items
-    may share one. `async with` opens and closes it.
+    may share one, and ``merge_limit(item)`` up to how much work. `async with` opens and closes it.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Batcher(Generic[Item, Answer]):
         *,
         cost: Callable[[Sequence[Item]], int],
         group: Callable[[Item], Hashable],
-        merge_limit: int,
+        merge_limit: Callable[[Item], int],
         queue_limit: int,
         workers: int,
     ) -> None:
@@ -180,7 +180,7 @@ class Batcher(Generic[Item, Answer]):
         return (
             entry.group == taken[0].group
             and len(together) <= MAX_MEMBERS
-            and self._cost(together) <= self._merge_limit
+            and self._cost(together) <= self._merge_limit(entry.item)
         )
 
     def _call(self, items: list[Item]) -> list[Answer | Exception]:

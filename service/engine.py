@@ -145,21 +145,26 @@ def warm_up(engine: Engine, schema: Schema) -> None:
 
 
 def _shapes(schema: Schema) -> Iterator[Batch]:
-    """No, one and the most behaviours; few and many candidates; all of them PAD."""
-    width = schema.width("item") + schema.width("behaviour")
+    """No, one and the most behaviours; few and many candidates."""
     for length in (0, 1, schema.history_length):
         for count in (1, 64, max(1, min(500, _WARM_PAIRS // max(1, length)))):
-            owner = np.zeros(count, np.int64)
-            yield Batch(
-                history=np.zeros((1, length, width), np.int64),
-                user=np.zeros((1, schema.width("user")), np.int64),
-                item=np.zeros((count, schema.width("item")), np.int64),
-                ad=np.zeros((count, schema.width("ad")), np.int64),
-                context=np.zeros((count, schema.width("context")), np.int64),
-                owner=owner,
-                start=owner,
-                stop=owner + length,
-            )
+            yield of_padding(schema, count, length)
+
+
+def of_padding(schema: Schema, candidates: int, behaviours: int) -> Batch:
+    """A request of a size, all of it PAD."""
+    width = schema.width("item") + schema.width("behaviour")
+    owner = np.zeros(candidates, np.int64)
+    return Batch(
+        history=np.zeros((1, behaviours, width), np.int64),
+        user=np.zeros((1, schema.width("user")), np.int64),
+        item=np.zeros((candidates, schema.width("item")), np.int64),
+        ad=np.zeros((candidates, schema.width("ad")), np.int64),
+        context=np.zeros((candidates, schema.width("context")), np.int64),
+        owner=owner,
+        start=owner,
+        stop=owner + behaviours,
+    )
 
 
 def _session(graph: str | bytes, provider: str, threads: int) -> onnxruntime.InferenceSession:

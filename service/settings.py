@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         4_000_000, ge=1, description="pairs that may wait; beyond, requests are refused with 503"
     )
     merge_pairs: int | None = Field(
-        None, ge=0, description="requests share a call up to this; default: 500, 262144 on CUDA"
+        None, ge=0, description="requests share a call up to this; default: as it pays, measured"
     )
     keep_alive_seconds: int = Field(30, ge=1)
 
@@ -94,9 +94,3 @@ class Settings(BaseSettings):
         """Runs of the model side by side in one process."""
         share = 2 if on_device else max(1, cores() // self.threads // self.workers)
         return self.runs_side_by_side or share
-
-    def merges(self, on_device: bool) -> int:
-        """Padded pairs up to which requests share a call: a device must be filled, a core not."""
-        if self.merge_pairs is not None:
-            return self.merge_pairs
-        return 262_144 if on_device else 500

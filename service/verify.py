@@ -16,6 +16,7 @@ from model.contract.encode import Encoder
 from model.contract.repository import Repository
 from model.contract.schema import Schema
 from service.engine import Engine, EngineError, warm_up
+from service.merging import merge_limit
 from service.recorded import Sample, replay
 
 OpenEngine = Callable[[Path], Engine]
@@ -32,6 +33,8 @@ class Version:
     bundle: Bundle
     engine: Engine
     stamp: Stamp
+    merge_limit: int
+    """Padded pairs up to which requests gain from sharing a call of it on this machine."""
 
     @property
     def schema(self) -> Schema:
@@ -61,12 +64,13 @@ def verify(
         engine = open_engine(bundle.graph)
         bundle.check_scores(lambda batch: engine.run(batch).logit, TOLERANCE[engine.provider])
         warm_up(engine, bundle.schema)
+        limit = merge_limit(engine, bundle.schema)
         replay(recorded, bundle.encoder, engine)
     except (BundleError, EngineError):
         raise
     except Exception as error:  # whatever a bundle holds, it must not end the service
         raise BundleError(f"{type(error).__name__}: {error}", "other") from error
-    return Version(repository.name, number, bundle, engine, stamp)
+    return Version(repository.name, number, bundle, engine, stamp, limit)
 
 
 def stamp_of(repository: Repository, number: int) -> Stamp:

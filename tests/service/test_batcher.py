@@ -66,7 +66,7 @@ def batcher(
         stub,
         cost=total,
         group=lambda piece: piece.group,
-        merge_limit=merge_limit,
+        merge_limit=lambda item: merge_limit,
         queue_limit=queue_limit,
         workers=workers,
     )
@@ -297,7 +297,12 @@ def test_a_dead_loop_fails_its_waiters_and_takes_no_more() -> None:
 
     async def scenario() -> None:
         queue: Batcher[Piece, int] = Batcher(
-            stub, cost=broken, group=lambda p: p.group, merge_limit=9, queue_limit=99, workers=1
+            stub,
+            cost=broken,
+            group=lambda p: p.group,
+            merge_limit=lambda p: 9,
+            queue_limit=99,
+            workers=1,
         )
         async with queue:
             first = await held(stub, queue)
