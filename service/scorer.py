@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.contract.batch import Batch, merge
-from model.contract.encode import FieldError, Given, Request
+from model.contract.encode import FieldError, Request
 from model.contract.history import Records, recent
 from service.batcher import Batcher, Done
 from service.encoding import encode
@@ -28,7 +28,7 @@ from service.score_log import Noted, ScoreLog
 from service.shadow import Shadow
 from service.telemetry import Telemetry
 from service.verify import Version
-from service.wire import Answer, Ask, Form
+from service.wire import Answer, Ask, Because, Form
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -248,12 +248,12 @@ def _encode(
 
 def _because(
     asked: Ask, version: Version, records: Records, weight: Floats | None
-) -> list[list[Given]] | None:
+) -> Because | None:
     """For each candidate the behaviours of the largest |weight|, the largest first."""
     if not asked.explain:
         return None
-    if weight is None or not weight.shape[1]:
-        return [[] for _ in asked.candidates]
+    if weight is None:
+        weight = np.zeros((len(asked.candidates), 0), np.float32)
     top = min(asked.explain, weight.shape[1])
     left, each = np.abs(weight), np.arange(len(weight))
     chosen = np.empty((len(weight), top), np.int64)
@@ -263,12 +263,7 @@ def _because(
     used = np.zeros(weight.shape[1], np.bool_)
     used[chosen] = True
     named = _names(asked, version, records, np.flatnonzero(used))
-    weights = np.take_along_axis(weight, chosen, axis=1)
-    reasons: list[Given] = [
-        {"item_id": named[at], "weight": value}
-        for at, value in zip(chosen.ravel().tolist(), weights.ravel().tolist(), strict=True)
-    ]
-    return [reasons[begin : begin + top] for begin in range(0, len(reasons), top)]
+    return Because(chosen, np.take_along_axis(weight, chosen, axis=1), named)
 
 
 def _names(

@@ -117,6 +117,17 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Because:
+    """Why each candidate got its score: positions [C, top] of behaviours in the history that was
+    looked at, their attention weights [C, top], and the raw item ids by position, None where only
+    an unknown key is stored."""
+
+    behaviour: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float32]
+    names: Mapping[int, str | int | None]
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a form writes down."""
 
@@ -128,7 +139,7 @@ class Answer:
     tasks: Sequence[str]
     probability: npt.NDArray[np.float64]  # [C, tasks]
     known: npt.NDArray[np.bool_]  # [C]
-    because: Sequence[Sequence[Given]] | None
+    because: Because | None
     timing_ms: Mapping[str, float]
 
     def envelope(self) -> dict[str, Any]:
