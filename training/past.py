@@ -17,6 +17,8 @@ from training.collected import Collected
 from training.fields import read_fields
 from training.logs import LogsError, event_columns, item_columns, user_columns
 
+_NUMBERS = 2**20  # of entries of one millisecond
+
 
 @dataclass(frozen=True, eq=False)
 class Before:
@@ -53,13 +55,21 @@ def _read(collected: Collected, table: str, columns: Mapping[str, pl.DataType]) 
     return frame.with_columns(null).select(list(columns))
 
 
-def behaviours(collected: Collected, schema: Schema, last: date | None = None) -> pl.DataFrame:
+def behaviours(
+    collected: Collected,
+    schema: Schema,
+    last: date | None = None,
+    users: pl.DataFrame | None = None,
+) -> pl.DataFrame:
     """Events up to a day that entered a history: user_id, item_id, ts, the behaviour fields and
-    ``#entry``. Of one ts they are in the order in which they came."""
-    parts = [_behaviours(collected.events(last, last).head(0), schema)]
+    ``#entry``. Of one ts they are in the order in which they came. ``users``: of these only."""
+    parts = [_behaviours(collected.events(date.min, date.min), schema)]
     for day in collected.days("events"):
         if last is None or day <= last:
-            parts.append(_behaviours(collected.events(day, day), schema))
+            events = collected.events(day, day)
+            if users is not None:
+                events = events.join(users, on="user_id", how="semi", maintain_order="left")
+            parts.append(_behaviours(events, schema))
     return pl.concat(parts)
 
 
@@ -81,8 +91,13 @@ def once(before: pl.DataFrame, since: pl.DataFrame, schema: Schema) -> pl.DataFr
 
 
 def arrival(column: str = "#entry") -> pl.Expr:
-    """The order in which the entries of a stream came, as integers."""
+    """The place of an entry in its stream as an integer, see `place_of`."""
     ms, number = (
         pl.col(column).str.extract(part).cast(pl.Int64) for part in (r"^(\d+)", r"(\d+)$")
     )
-    return ms * 2**20 + number.clip(upper_bound=2**20 - 1)
+    return ms * _NUMBERS + number.clip(upper_bound=_NUMBERS - 1)
+
+
+def place_of(ms: int) -> int:
+    """The first place of a millisecond since 1970."""
+    return ms * _NUMBERS

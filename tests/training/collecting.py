@@ -32,10 +32,12 @@ _TYPES = {
 
 
 def collect(folder: Path, entries: Sequence[Entry], name: str = "part") -> Collected:
-    """Write entries as if they had come in this order, one a millisecond; days are of seconds."""
+    """Write entries as if they had come in this order; days are of seconds."""
     rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for at, entry in enumerate(entries):
-        row: dict[str, Any] = {**vars(entry), "key": entry.key, "entry": f"{at:015d}-{0:010d}"}
+    ms = 0
+    for entry in entries:
+        ms = max(ms + 1, entry.received)
+        row: dict[str, Any] = {**vars(entry), "key": entry.key, "entry": f"{ms:015d}-{0:010d}"}
         row["partition"] = partition(entry.user_id)
         if isinstance(entry, Event):
             row["fields"] = json.dumps(row["fields"])
