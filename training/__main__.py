@@ -1,15 +1,23 @@
-"""The offline job's commands: prepare, fit, evaluate, export. Each reads what the last one left."""
+"""The offline job's commands: prepare, fit, evaluate, export; join and replay of collected logs.
+
+Each reads what the last one left.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import asdict
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from training.collected import Collected
 
 # Threads that wait by spinning take the cores from those that work; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -21,6 +29,16 @@ app = typer.Typer(
     help="From raw logs to a published model: prepare, fit, evaluate, export.",
 )
 console = Console(stderr=True)
+
+
+DAY = "%Y-%m-%d"
+SKEWED = 12
+
+
+class BaseImpressions(StrEnum):
+    none = "none"
+    window = "window"
+    all = "all"
 
 
 class Source(StrEnum):
@@ -166,6 +184,80 @@ def export(
         f"largest |dlogit| between PyTorch and ONNX {worst:.1e}",
         soft_wrap=True,
     )
+
+
+@app.command()
+def join(
+    logs: Annotated[Path, typer.Option(help="Folder of collected logs.")],
+    first: Annotated[datetime, typer.Option(formats=[DAY], help="First day (UTC).")],
+    last: Annotated[datetime, typer.Option(formats=[DAY], help="Last day, included.")],
+    out: Annotated[Path, typer.Option(help="Folder for the prepared logs.")],
+    schema: Annotated[
+        Path | None, typer.Option(help="TOML file; default: that of the logs' base.")
+    ] = None,
+    window_seconds: Annotated[
+        int, typer.Option(min=1, help="An outcome counts within this time.")
+    ] = 86_400,
+    settle_seconds: Annotated[
+        int, typer.Option(min=0, help="Impressions of the logs' last seconds are left out.")
+    ] = 600,
+    validation: Annotated[float, typer.Option(min=0, max=0.5, help="Share of impressions.")] = 0.1,
+    test: Annotated[float, typer.Option(min=0, max=0.5, help="Share of the newest.")] = 0.1,
+    base: Annotated[
+        BaseImpressions, typer.Option(help="Impressions of the base to use too: of these days, ...")
+    ] = BaseImpressions.window,
+) -> None:
+    """Label the collected impressions of some days, and write them in the canonical form."""
+    from terminal.progress import progress
+    from training import report
+    from training.join import Rules
+    from training.join import join as run_join
+
+    rules = Rules(window_seconds, settle_seconds, validation, test, base.value)
+    with progress(console) as update:
+        update("join", 0, 0, {})
+        found = run_join(Collected(logs), first.date(), last.date(), rules, schema)
+        found.logs.write(out, update)
+    report.joined(console, found.tally)
+
+
+@app.command()
+def replay(
+    logs: Annotated[Path, typer.Option(help="Folder of collected logs.")],
+    repository: Annotated[Path, typer.Option(help="Model repository.")],
+    name: Annotated[str | None, typer.Option(help="Default: the model published last.")] = None,
+    day: Annotated[
+        datetime | None, typer.Option(formats=[DAY], help="Scores of this day (UTC) only.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many, the newest.")] = None,
+    sample: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the requests, by their id.")
+    ] = 1.0,
+    tolerance: Annotated[float, typer.Option(min=0, help="Of a probability.")] = 1e-4,
+    as_json: Annotated[bool, typer.Option("--json", help="One line on stdout.")] = False,
+) -> None:
+    """Score logged requests again and show online/offline skew; exit code 12 when there is any."""
+    from model.contract.repository import Repository
+    from terminal.progress import progress
+    from training import report
+    from training.replay import replay as run_replay
+
+    with progress(console) as update:
+        found = run_replay(
+            Collected(logs),
+            Repository.find(repository, name),
+            day=None if day is None else day.date(),
+            limit=limit,
+            sample=sample,
+            tolerance=tolerance,
+            update=update,
+        )
+    if as_json:
+        print(json.dumps({**asdict(found), "skew": found.first is not None}))
+    else:
+        report.skew(console, found)
+    if found.first is not None:
+        raise typer.Exit(SKEWED)
 
 
 def main() -> None:

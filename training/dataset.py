@@ -1,7 +1,8 @@
 """The dataset: canonical logs as encoded arrays, point-in-time correct, and the batches they give.
 
 An impression sees its user's behaviours with a strictly smaller ts, the most recent
-``history_length`` of them. Behaviours are stored once, user by user and oldest first; an
+``history_length`` of them; where the logs say what its score looked at (``seen_length``,
+``seen_newest``), no more than that. Behaviours are stored once, user by user and oldest first; an
 impression's history is the range ``start:stop`` of that array. A batch holds *blocks*: up to
 ``block`` successive impressions of one user over one shared slab of behaviours, so that a
 behaviour is embedded once for all the impressions that see it.
@@ -123,10 +124,11 @@ class Dataset:
     def blocks(self, block: int) -> Ints:
         """First impression of each block [blocks + 1], at most ``block`` long.
 
-        A block is of one user and its slab has no behaviour that none of its impressions sees.
+        A block is of one user, neither start nor stop falls in it, and its slab has no behaviour
+        that none of its impressions sees.
         """
         fresh = np.diff(self.user, prepend=-1) != 0
-        fresh[1:] |= self.start[1:] > self.stop[:-1]
+        fresh[1:] |= (self.start[1:] > self.stop[:-1]) | self._falls()
         change = np.flatnonzero(fresh)
         within = np.arange(len(self)) - np.repeat(change, np.diff(change, append=len(self)))
         return np.append(np.flatnonzero(within % block == 0), len(self))
@@ -154,13 +156,12 @@ class Dataset:
         A row that an impression holds more than once counts once, as equation 4 needs:
         the sum over the samples of I(x_j != 0) / n_j is 1.
         """
-        every, behaviour = np.arange(len(self)), np.arange(len(self.behaviours))
-        user, alone = np.arange(len(self.users)), [every, every + 1]
-        # Neither start nor stop ever falls, so those that see a behaviour follow one another.
-        seen = [np.searchsorted(edge, behaviour, "right") for edge in (self.stop, self.start)]
+        every, user = np.arange(len(self)), np.arange(len(self.users))
+        alone = [every, every + 1]
+        behaviour, *seen = self._seen()
         of_user = [np.searchsorted(self.user, user, side) for side in ("left", "right")]
         holders: list[tuple[Group, Rows32, list[Ints]]] = [
-            ("item", self.behaviours, seen),
+            ("item", self.behaviours[behaviour], seen),
             ("item", self.item, alone),
             ("user", self.users, of_user),
             ("ad", self.ad, alone),
@@ -176,6 +177,30 @@ class Dataset:
             name: _samples(parts, len(self), self.encoder.tables[name].size)
             for name, parts in held.items()
         }
+
+    def _falls(self) -> npt.NDArray[np.bool_]:
+        """Whether start or stop falls from one impression to the next [I - 1], as happens where
+        their scores looked at parts of a history in another order."""
+        return (np.diff(self.start) < 0) | (np.diff(self.stop) < 0)
+
+    def _seen(self) -> tuple[Ints, Ints, Ints]:
+        """Behaviours with the impressions first:last that see each, several times if need be."""
+        if not len(self):
+            return (np.zeros(0, np.int64),) * 3
+        # In a run neither start nor stop falls, so those that see a behaviour follow one another.
+        run = np.append(0, np.cumsum(self._falls()))
+        edges = np.flatnonzero(np.diff(run, prepend=-1, append=-1))
+        low, high = self.start[edges[:-1]], self.stop[edges[1:] - 1]
+        of_run = np.repeat(np.arange(len(low)), high - low)
+        behaviour = np.arange(len(of_run)) + np.repeat(
+            low - np.cumsum(high - low) + high - low, high - low
+        )
+        line = len(self.behaviours) + 1  # each run has a stretch of the line to itself
+        at = of_run * line + behaviour
+        first, last = (
+            np.searchsorted(run * line + edge, at, "right") for edge in (self.stop, self.start)
+        )
+        return behaviour, first, last
 
     def batch(self, begin: Ints, end: Ints) -> tuple[Batch, Ints]:
         """The batch of the blocks begin[i]:end[i], and which impressions it holds [C]."""
@@ -222,11 +247,17 @@ def build(logs: Logs, encoder: Encoder) -> dict[str, Dataset]:
         logs.users, on="user_id", how="left", maintain_order="left"
     )
     user = (events["user_id"].rle_id()).to_numpy().astype(np.int64)
-    start, stop = visible(
-        user, events["ts"].to_numpy(), events["behaviour"].to_numpy(), schema.history_length
-    )
+    ts, behaviour = events["ts"].to_numpy(), events["behaviour"].to_numpy()
+    start, stop = visible(user, ts, behaviour, schema.history_length)
+    if "seen_length" in events.columns:
+        known = events["seen_length"].is_not_null().to_numpy()
+        seen = events.filter(known).select("seen_length", pl.col("seen_newest").fill_null(0))
+        length, newest = (column.to_numpy() for column in seen)
+        length = np.minimum(length, schema.history_length)
+        first, last = looked_at(user[behaviour], ts[behaviour], user[known], length, newest)
+        stop[known] = np.minimum(stop[known], last)  # nothing at or after the impression's time
+        start[known] = np.minimum(first, stop[known])
     item = _items(encoder, events["item_id"])
-    behaviour = events["behaviour"].to_numpy()
     extra = encode_frame(encoder, "behaviour", events.filter(pl.col("behaviour")))
     shown = events["split"].is_not_null().to_numpy()
     impressions = events.filter(pl.col("split").is_not_null())
@@ -265,6 +296,18 @@ def visible(
     first = np.maximum.accumulate(np.where(new_user, np.arange(len(ts)), 0))
     stop: Ints = before[moment]
     return np.maximum(before[first], stop - length), stop
+
+
+def looked_at(user: Ints, ts: Ints, of_user: Ints, length: Ints, newest: Ints) -> tuple[Ints, Ints]:
+    """The last ``length`` behaviours of a user up to the time ``newest``: start, stop [n].
+
+    ``user`` and ``ts`` [B] are those of the behaviours, sorted.
+    """
+    times = np.unique(ts)
+    line = len(times) + 1  # each user has a stretch of the line to itself
+    end = of_user * line + np.searchsorted(times, newest, "right")
+    stop = np.searchsorted(user * line + np.searchsorted(times, ts), end)
+    return np.maximum(np.searchsorted(user, of_user), stop - length), stop
 
 
 def _items(encoder: Encoder, item_ids: pl.Series) -> Rows:

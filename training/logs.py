@@ -19,6 +19,9 @@ each task       Int8      0 or 1; null when the event is not an impression
 each field      by kind   the schema's behaviour, context and ad fields: String for a category,
                           List[String] for tags, Float64 for a number
 probability     Float64   optional: the true click probability, known for synthetic logs only
+seen_length     Int64     optional: how many behaviours the impression's score looked at; null where
+                          that is not known, and the impression sees those with an earlier ts
+seen_newest     Int64     optional: the newest ts among them; null where there are none
 =============== ========= ========================================================================
 """
 
@@ -36,6 +39,8 @@ from model.contract.schema import Field, Schema
 from terminal.progress import Update, quiet
 
 SPLITS = ("train", "validation", "test")
+OPTIONAL = {"probability": pl.Float64(), "seen_length": pl.Int64(), "seen_newest": pl.Int64()}
+SEEN = {"seen_length", "seen_newest"}  # both or neither
 LISTED = 20
 BadRow = tuple[str, int, str]
 
@@ -72,7 +77,7 @@ def column_type(field: Field) -> pl.DataType:
 
 
 def event_columns(schema: Schema) -> dict[str, pl.DataType]:
-    """Names and types of the events' columns, ``probability`` left out."""
+    """Names and types of the events' columns, those that are `OPTIONAL` left out."""
     fixed = {"user_id": pl.String(), "item_id": pl.String(), "ts": pl.Int64()}
     fields = (*schema.behaviour, *schema.context, *schema.ad)
     return {
@@ -120,7 +125,7 @@ class Logs:
         Raises `LogsError` and `SchemaError`.
         """
         schema = Schema.load(schema_path)
-        names = [*event_columns(schema), *(n for n in ("probability",) if n in events.columns)]
+        names = [*event_columns(schema), *(name for name in OPTIONAL if name in events.columns)]
         logs = cls(
             schema,
             events.select(names).sort("user_id", "ts", maintain_order=True),
@@ -141,7 +146,7 @@ class Logs:
         folder = Path(folder)
         path = folder / "schema.toml"
         schema = Schema.load(path)
-        events = _read(folder / "events.parquet", event_columns(schema), ("probability",))
+        events = _read(folder / "events.parquet", event_columns(schema), tuple(OPTIONAL))
         items = _read(folder / "items.parquet", item_columns(schema))
         users = _read(folder / "users.parquet", user_columns(schema))
         logs = cls(schema, events, items, users, path.read_bytes().decode())
@@ -177,11 +182,12 @@ class Logs:
         wanted = (event_columns(self.schema), item_columns(self.schema), user_columns(self.schema))
         for (file, frame), columns in zip(self._tables().items(), wanted, strict=True):
             where = str(folder / file) if folder else file
-            extra = {"probability": pl.Float64()} if "probability" in frame.columns else {}
-            _check_types(where, frame, {**columns, **extra})
             if file == "events.parquet":
+                extra = {name: kind for name, kind in OPTIONAL.items() if name in frame.columns}
+                _check_types(where, frame, {**columns, **extra})
                 _check_events(where, frame, self.schema)
             else:
+                _check_types(where, frame, columns)
                 key = "item_id" if file == "items.parquet" else "user_id"
                 _hold(where, frame)(key, ~_is_id(key), "ids that are not empty")
                 _hold(where, frame)(key, pl.col(key).is_duplicated(), "each id once")
@@ -239,6 +245,13 @@ def _check_events(file: str, frame: pl.DataFrame, schema: Schema) -> None:
         hold(task, without, "a label where there is a split, and null elsewhere")
     if "probability" in frame.columns:
         hold("probability", ~pl.col("probability").is_between(0, 1), "numbers from 0 to 1")
+    if SEEN & set(frame.columns):
+        _check_types(file, frame, {name: OPTIONAL[name] for name in sorted(SEEN)})
+        length, newest = pl.col("seen_length"), pl.col("seen_newest")
+        hold("seen_length", length < 0, "numbers from 0")
+        hold("seen_length", length.is_not_null() & pl.col("split").is_null(), "impressions only")
+        some = (length > 0).fill_null(False)
+        hold("seen_newest", newest.is_not_null() != some, "a time where something was seen")
     user, ts = pl.col("user_id"), pl.col("ts")
     falls = (user < user.shift()) | ((user == user.shift()) & (ts < ts.shift()))
     hold("ts", falls, "rows sorted by user_id, then ts")

@@ -44,6 +44,7 @@ Group = Literal["user", "item", "behaviour", "ad", "context"]
 TsUnit = Literal["s", "ms"]
 GROUPS: tuple[Group, ...] = ("user", "item", "behaviour", "ad", "context")
 RESERVED = frozenset({"user_id", "ts", "split", "behaviour", "probability", "request_id"})
+RESERVED |= {"seen_length", "seen_newest"}
 # A score of an answer holds these beside one probability per task; ctr is that of the first task.
 SCORED = frozenset({"item_id", "status", "because"})
 MAX_NAME = 100

@@ -20,6 +20,7 @@ from training.dataset import Dataset, build, learn_encoder, visible
 from training.logs import Logs
 
 SPLITS = ("train", "validation", "test")
+SEEN_COLUMNS = (("seen_length", 5), ("seen_newest", 6))
 PLAIN = """
 name = "plain"
 history_length = 3
@@ -110,6 +111,74 @@ def test_visible_is_the_brute_force(events: list[tuple[int, int, bool]], length:
     for (u, t, _), first, last in zip(events, start, stop, strict=True):
         earlier = [at for at, (v, s) in enumerate(behaviours) if v == u and s < t][-length:]
         assert list(range(first, last)) == earlier
+
+
+Looked = tuple[str, int, bool, tuple[int, int] | None]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    events=st.lists(
+        st.tuples(
+            st.sampled_from("ab"),
+            st.integers(0, 9),
+            st.booleans(),
+            st.none() | st.tuples(st.integers(0, 5), st.integers(-1, 10)),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    block=st.integers(1, 9),
+)
+def test_an_impression_sees_what_its_score_looked_at_and_nothing_later(
+    plain: Path, events: list[Looked], block: int
+) -> None:
+    """In any order: the last so many behaviours up to the newest, without those that are not
+    earlier; each is in the batch, and n_j counts it."""
+    events = sorted(events, key=lambda e: e[:2])
+    # An impression (its item is x) has what its score looked at, or None; a behaviour has not.
+    rows = [
+        (
+            user,
+            str(at) if behaviour else "x",
+            ts,
+            behaviour,
+            None if behaviour else "train",
+            None if behaviour or seen is None else seen[0],
+            None if behaviour or seen is None or not seen[0] else seen[1],
+        )
+        for at, (user, ts, behaviour, seen) in enumerate(events)
+    ]
+    plainly: list[Raw] = [row[:5] for row in rows]
+    logs = logs_of(plainly, plain)
+    seen_columns = [pl.Series(n, [row[i] for row in rows], pl.Int64) for n, i in SEEN_COLUMNS]
+    logs = replace(logs, events=logs.events.with_columns(seen_columns))
+    logs.check()
+    encoder = learn_encoder(logs)
+
+    def expected(row: tuple[Any, ...]) -> list[str]:
+        user, _, ts, _, _, length, newest = row
+        mine = [e for e in plainly if e[0] == user and e[3]]
+        if length is None:
+            return sees(plainly, row[:5], 3)
+        known = [e for e in mine if length and e[2] <= newest]
+        return [e[1] for e in known[max(0, len(known) - min(length, 3)) :] if e[2] < ts]
+
+    impressions = [row for row in rows if row[4]]
+    train = build(logs, encoder)["train"]
+    table = encoder.tables["item_id"]
+    counted = np.zeros(table.size)
+    checked = 0
+    for begin, end in train.plan(7, block, None):
+        batch, at = train.batch(begin, end)
+        for c, impression in enumerate(at):
+            history = batch.history[batch.owner[c], batch.start[c] : batch.stop[c], 0]
+            wanted = [key(text) for text in expected(impressions[impression])]
+            assert history.tolist() == table.rows(np.array(wanted, np.uint64)).tolist()
+            counted[list({*history.tolist(), *batch.item[c].tolist()})] += 1
+            checked += 1
+    assert checked == len(impressions)
+    np.testing.assert_array_equal(train.occurrences()["item_id"], counted)
 
 
 @pytest.mark.parametrize("split", SPLITS)
