@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import FrameType
 from typing import Any
 
@@ -15,6 +15,8 @@ STEPS = {
     *("write", "tofile", "flush", "fsync", "rename", "mkdir", "rmdir", "unlink", "flock"),
     "serialize_file",
 }
+# What changes something in Redis, or asks for it.
+SENDING = {"sendall"}
 
 
 def start(work: Callable[[], object]) -> int:
@@ -40,18 +42,23 @@ def killed_before_step(last: int, work: Callable[[], object]) -> bool:
     """Run ``work`` in a process that is killed just before its ``last`` step; whether it was."""
 
     def doomed() -> None:
-        steps = 0
-
-        def watch(_frame: FrameType, event: str, function: Any) -> None:
-            nonlocal steps
-            if event == "c_call" and function.__name__ in STEPS:
-                steps += 1
-                if steps == last:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.setprofile(watch)
+        die_before_step(last, STEPS)
         work()
 
     status = end(start(doomed))
     assert status in {0, -signal.SIGKILL}
     return status != 0
+
+
+def die_before_step(last: int, names: Collection[str]) -> None:
+    """Have this thread's process killed just before its ``last`` call of a C function so named."""
+    steps = 0
+
+    def watch(_frame: FrameType, event: str, function: Any) -> None:
+        nonlocal steps
+        if event == "c_call" and function.__name__ in names:
+            steps += 1
+            if steps == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(watch)

@@ -1,4 +1,4 @@
-"""The offline job's commands: prepare, fit, evaluate, export; join and replay of collected logs.
+"""The offline job's commands: prepare, fit, evaluate, export; collect, join and replay of the logs.
 
 Each reads what the last one left.
 """
@@ -260,6 +260,75 @@ def replay(
         raise typer.Exit(SKEWED)
 
 
+@app.command()
+def collect(
+    logs: Annotated[Path, typer.Option(help="Folder of the collected logs; made when not there.")],
+    redis_url: Annotated[str, typer.Option(help="Where the service logs.")] = (
+        "redis://127.0.0.1:6379/0"
+    ),
+    key_prefix: Annotated[str, typer.Option(help="As of the service.")] = "din",
+    once: Annotated[bool, typer.Option("--once", help="Write what is there now, and end.")] = False,
+    every: Annotated[float, typer.Option(min=0.01, help="Seconds between files.")] = 30.0,
+    rows: Annotated[int, typer.Option(min=1, help="Write sooner with so many entries.")] = 50_000,
+    consumer: Annotated[
+        str | None, typer.Option(help="Name in the consumer group; default: HOST-PID.")
+    ] = None,
+    claim_after: Annotated[
+        float, typer.Option(min=0, help="Take over what another has held for so many seconds.")
+    ] = 60.0,
+    metrics_port: Annotated[int | None, typer.Option(min=0, help="Prometheus metrics.")] = None,
+    metrics_host: Annotated[str, typer.Option(help="Where they are told.")] = "127.0.0.1",
+    metrics_file: Annotated[
+        Path | None, typer.Option(help="The same as a textfile, written after each turn.")
+    ] = None,
+    repository: Annotated[
+        Path | None, typer.Option(help="Model repository, whose canary is to be guarded.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Model, where there are several.")] = None,
+    window: Annotated[float, typer.Option(min=1, help="Live quality: of so many seconds,")] = 3600,
+    label_delay: Annotated[
+        float, typer.Option(min=0, help="up to so many seconds ago: what a click may take.")
+    ] = 300,
+    canary_low: Annotated[float, typer.Option(help="Predicted/observed of a canary: least,")] = 0.8,
+    canary_high: Annotated[float, typer.Option(help="and most.")] = 1.25,
+    canary_impressions: Annotated[
+        int, typer.Option(min=1, help="It is judged on no fewer impressions,")
+    ] = 1000,
+    canary_clicks: Annotated[float, typer.Option(min=1, help="nor expected clicks.")] = 30,
+) -> None:
+    """Drain the service's log from Redis into date-partitioned Parquet, each entry once; measure
+    live quality, and take a canary out of traffic that is plainly off."""
+    import signal
+    import threading
+
+    from model.contract.repository import Repository
+    from training.collect import Judged, Shown, Source
+    from training.collect import collect as run_collect
+    from training.drain import Pace
+    from training.guard import Band
+    from training.quality import Span
+
+    if not 0 < canary_low < canary_high:
+        raise typer.BadParameter("--canary-low: expected 0 < low < high")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    source = Source(redis_url, key_prefix, *([consumer] if consumer else []))
+    run_collect(
+        source,
+        logs,
+        pace=Pace(rows, every, claim_after),
+        once=once,
+        stop=stop,
+        shown=Shown(metrics_host, metrics_port, metrics_file),
+        judged=Judged(
+            Span(window, label_delay),
+            Band(canary_low, canary_high, canary_impressions, canary_clicks),
+            None if repository is None else Repository.find(repository, name),
+        ),
+    )
+
+
 def main() -> None:
     """Run a command; what can go wrong is one line on stderr and exit code 1."""
     try:
@@ -278,6 +347,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from model.contract.encode import FieldError
     from model.contract.repository import RepositoryError
     from model.contract.schema import SchemaError
+    from training.collect import CollectError
     from training.export import ParityError
     from training.logs import LogsError
     from training.recipe import SettingError
@@ -286,6 +356,7 @@ def _expected() -> tuple[type[Exception], ...]:
 
     return (
         BundleError,
+        CollectError,
         FieldError,
         LogsError,
         OSError,
