@@ -51,7 +51,7 @@ def learn(
         known = before.get(name, Seen(np.zeros(0, np.uint64), np.zeros(0, np.int64)))
         seen = _joined(counts, known, first.min_count)
         if forget_days is not None and len(events):
-            recent = seen.day >= events["day"].max() - forget_days
+            recent = seen.day >= events["day"].to_numpy().max() - forget_days
             seen = Seen(seen.keys[recent], seen.day[recent])
         found[name] = seen
     return found
@@ -70,7 +70,9 @@ def _counted(logs: Logs, events: pl.DataFrame, group: Group, field: Field) -> pl
         ids = events.select(pl.col(field.name).alias("id"), once, "day")
     else:
         frame, key = owner
-        times = events.group_by(key).agg(pl.len().cast(pl.Int64).alias("count"), pl.col("day").max())
+        times = events.group_by(key).agg(
+            pl.len().cast(pl.Int64).alias("count"), pl.col("day").max()
+        )
         ids = frame.join(times, on=key).select(pl.col(field.name).alias("id"), "count", "day")
     if field.kind == "tags":
         ids = ids.explode("id", empty_as_null=True)
