@@ -7,7 +7,7 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,74 +81,73 @@ class Comparison:
 
 def compare(evidence: Evidence, sampling: Sampling) -> Comparison:
     """Measure both versions, with intervals."""
-    sides = {"candidate": evidence.candidate}
+    scores = {"candidate": evidence.candidate}
     if evidence.current is not None:
-        sides["current"] = evidence.current
+        scores["current"] = evidence.current
     users, row = np.unique(evidence.user, return_inverse=True)
-    label = evidence.label
-    area = {name: metrics.by_user(row, label, score) for name, score in sides.items()}
-    counted = ~np.isnan(area["candidate"])
-    ranked_by = "gauc" if int(counted.sum()) >= sampling.users else "auc"
-    size = np.bincount(row).astype(np.float64)
-    columns: dict[str, Floats] = {
-        "size": size,
-        "label": np.bincount(row, label),
-        "ranked": np.where(counted, size, 0.0),
-    }
-    for name, score in sides.items():
-        columns[f"{name} ranking"] = np.where(counted, np.nan_to_num(area[name]) * size, 0.0)
-        columns[f"{name} loss"] = np.bincount(row, metrics.losses(label, score))
-        columns[f"{name} sum"] = np.bincount(row, score)
-    table = np.stack(list(columns.values()), 1)  # (users, sums)
-    draws = np.random.default_rng(sampling.seed)
-    weights = [np.ones(len(users))]
-    weights += [
-        np.bincount(draws.integers(0, len(users), len(users)), minlength=len(users)).astype(float)
-        for _ in range(sampling.draws)
-    ]
-    totals = dict(zip(columns, np.stack([each @ table for each in weights], 1), strict=True))
+    label, size = evidence.label, _sums(row, np.ones(len(row)))
+    both = ~np.isnan(metrics.by_user(row, label, evidence.candidate))
+    ranked_by = "gauc" if int(both.sum()) >= sampling.users else "auc"
+    weights = list(_draws(len(users), sampling))  # of each user, 1 + draws times
     found: dict[str, dict[str, Floats]] = {}
     with np.errstate(divide="ignore", invalid="ignore"):
-        for name, score in sides.items():
-            if ranked_by == "gauc":
-                ranking = totals[f"{name} ranking"] / totals["ranked"]
-            else:
-                ranking = np.asarray(list(_aucs(row, label, score, weights)))
+        for name, score in scores.items():
+            area = np.where(both, metrics.by_user(row, label, score), 0)
+            sums = [area * size, both * size, _sums(row, metrics.losses(label, score)), size]
+            sums += [_sums(row, score), _sums(row, label)]
+            table = np.stack(sums, 1)  # (users, 6)
+            drawn = np.stack([each @ table for each in weights], 1)  # (6, 1 + draws)
+            gauc = drawn[0] / drawn[1]
             found[name] = {
-                "ranking": ranking,
-                "log_loss": totals[f"{name} loss"] / totals["size"],
-                "calibration": totals[f"{name} sum"] / totals["label"],
+                "ranking": gauc if ranked_by == "gauc" else _aucs(row, label, score, weights),
+                "log_loss": drawn[2] / drawn[3],
+                "calibration": drawn[4] / drawn[5],
             }
         change: dict[str, Floats] = {}
         if "current" in found:
             one, two = found["candidate"], found["current"]
             change["ranking"] = one["ranking"] - two["ranking"]
             change["log_loss"] = one["log_loss"] / two["log_loss"] - 1
-    figures = {name: _figures(each, sampling) for name, each in {**found, "change": change}.items()}
     return Comparison(
         impressions=len(label),
         users=len(users),
         positives=int(label.sum()),
         ranked_by=ranked_by,
-        candidate=figures["candidate"],
-        current=figures.get("current", {}),
-        change=figures["change"],
+        candidate=_figures(found["candidate"], sampling),
+        current=_figures(found.get("current", {}), sampling),
+        change=_figures(change, sampling),
     )
 
 
+def _sums(row: npt.NDArray[np.int64], values: Floats) -> Floats:
+    """The sum over the impressions of each user."""
+    found: Floats = np.bincount(row, values).astype(np.float64)
+    return found
+
+
+def _draws(users: int, sampling: Sampling) -> Iterator[Floats]:
+    """How often each user counts: once, then as drawn."""
+    yield np.ones(users)
+    draw = np.random.default_rng(sampling.seed)
+    for _ in range(sampling.draws):
+        yield np.bincount(draw.integers(0, users, users), minlength=users).astype(np.float64)
+
+
 def _aucs(
-    row: npt.NDArray[np.int64], label: Floats, score: Floats, weights: list[Floats]
-) -> Iterator[float]:
+    row: npt.NDArray[np.int64], label: Floats, score: Floats, weights: Sequence[Floats]
+) -> Floats:
     """AUC when each user's impressions count as often as each of the weights says."""
     order = np.argsort(score, kind="stable")
     user, positive = row[order], label[order] > 0
     tie = np.cumsum(np.diff(score[order], prepend=score[order[:1]]) != 0)
+    found = []
     for weight in weights:
         each = weight[user]
         ones = np.bincount(tie, each * positive)
         zeros = np.bincount(tie, each * ~positive)
         below = np.cumsum(zeros) - zeros / 2  # zeros below a score, of ties one half
-        yield float(ones @ below / (ones.sum() * zeros.sum()))
+        found.append(float(ones @ below / (ones.sum() * zeros.sum())))
+    return np.asarray(found)
 
 
 def _figures(found: Mapping[str, Floats], sampling: Sampling) -> dict[str, Figure]:

@@ -49,7 +49,7 @@ def fit(
     config, how = settings(logs.schema.name, model, given)
     about = {
         "model": model,
-        "options": _plain(asdict(config)),
+        "options": plain(asdict(config)),
         "fit": asdict(how),
         "seed": seed,
         "threads": threads,
@@ -219,6 +219,6 @@ def _digest(data: Path) -> str:
     return digest.hexdigest()
 
 
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as JSON reads them back: lists for tuples."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}

@@ -11,13 +11,18 @@ or far worse than when it was published, or when there are suddenly far more or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from training.compare import Comparison, Evidence, Figure, Floats, Sampling, compare
 
 Status = Literal["passed", "refused", "too_few"]
+
+
+class RuleError(ValueError):
+    """A rule that does not exist, or is no number."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,23 @@ class Rules:
     """How many times more, or fewer, clicks an impression may have here than before."""
 
 
+def rules(given: Sequence[str]) -> Rules:
+    """The rules, ``key=value`` over the defaults. Raises `RuleError`."""
+    values: dict[str, float] = {}
+    for each in given:
+        key, _, text = each.partition("=")
+        default = getattr(Rules(), key, None)
+        try:
+            values[key] = type(default)(text) if isinstance(default, (int, float)) else math.nan
+        except ValueError:
+            values[key] = math.nan
+        if not 0 <= values[key] < math.inf:
+            known = ", ".join(name.name for name in fields(Rules))
+            expected = f"key=number, the key one of {known}"
+            raise RuleError(f"--rule {key}: expected {expected}")
+    return Rules(**values)  # type: ignore[arg-type] # whole numbers where they are expected
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the gate says. ``reasons`` are sentences with figures; none where it passes."""
@@ -64,17 +86,21 @@ class Verdict:
 def judge(
     evidence: Evidence,
     rules: Rules,
-    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    others: Mapping[str, Evidence] | None = None,
+    sampling: Sampling | None = None,
 ) -> Verdict:
-    """Whether the candidate may be published."""
+    """Whether the candidate may be published, by the evidence of the first task.
+
+    The ``others``, by name, are held to what a slice is: they must not collapse.
+    """
     if reason := too_few(evidence.label, rules):
         return Verdict("too_few", (reason,), rules=rules)
+    sampling = sampling or Sampling()
     overall = compare(evidence, sampling)
-    slices = {
-        name: compare(part, sampling)
-        for name, mask in evidence.slices.items()
-        if len((part := evidence.part(mask)).label)
-    }
+    parts = {name: evidence.part(mask) for name, mask in evidence.slices.items()} | dict(
+        others or {}
+    )
+    slices = {name: compare(part, sampling) for name, part in parts.items() if len(part.label)}
     wrong = [*_data(evidence, overall, rules), *_worse(overall, rules)]
     for name, found in slices.items():
         if found.impressions >= rules.slice_impressions:

@@ -60,8 +60,8 @@ class State:
             about = json.loads((folder / "state.json").read_bytes())
             if about["format"] != FORMAT:
                 raise StateError(f"format {about['format']}, this code reads {FORMAT}")
-            for name, digest in about["files"].items():
-                if _digest(folder / name) != digest:
+            for name, expected in about["files"].items():
+                if _digest(folder / name) != expected:
                     raise StateError(f"{name}: its digest differs")
             tensors = load_file(folder / "tensors.safetensors")
             days = [name for name in about["files"] if name.endswith(_ENDS[1])]
@@ -78,7 +78,7 @@ class State:
             prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             for prefix in (_WEIGHTS, _MOMENTS)
         }
-        return cls(_digest(folder / "state.json"), outline, parts[_WEIGHTS], parts[_MOMENTS])
+        return cls(digest(folder), outline, parts[_WEIGHTS], parts[_MOMENTS])
 
 
 def write(
@@ -122,25 +122,25 @@ def write(
 
 def keep(state: Path, model_folder: Path) -> str:
     """Put a state beside the versions of a model, while one is published; its digest."""
-    digest = _digest(state / "state.json")
+    name = digest(state)
     states = model_folder / STATES
     states.mkdir(parents=True, exist_ok=True)
-    if not (states / digest).exists():
-        unfinished = states / f".{digest}-{os.getpid()}"
+    if not (states / name).exists():
+        unfinished = states / f".{name}-{os.getpid()}"
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(state, unfinished)
         for path in unfinished.rglob("*"):
             sync(path)
-        unfinished.rename(states / digest)
+        unfinished.rename(states / name)
         sync(states)
-    return digest
+    return name
 
 
-def find(model_folder: Path, digest: str) -> State:
+def find(model_folder: Path, name: str) -> State:
     """The state of that digest. Raises `StateError`."""
-    found = State.read(model_folder / STATES / digest)
-    if found.digest != digest:
-        raise StateError(f"{digest}: its digest differs")
+    found = State.read(model_folder / STATES / name)
+    if found.digest != name:
+        raise StateError(f"{name}: its digest differs")
     return found
 
 
@@ -149,6 +149,11 @@ def drop(model_folder: Path, kept: Collection[str]) -> None:
     for path in (model_folder / STATES).glob("*"):
         if path.name not in kept:
             shutil.rmtree(path)
+
+
+def digest(folder: Path) -> str:
+    """The digest of a state in a folder."""
+    return _digest(folder / "state.json")
 
 
 def _array(path: Path) -> npt.NDArray[Any]:

@@ -8,9 +8,9 @@ as history only, what comes after it not at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 
 import polars as pl
 
@@ -31,15 +31,13 @@ class Window:
     def __str__(self) -> str:
         return f"{self.first}_{self.last}"
 
-    @classmethod
-    def newest(cls, days: Iterable[date], count: int, now: datetime) -> Window | None:
-        """The ``count`` days that end with the newest of ``days`` that is over; None without one.
+    def begin(self, schema: Schema) -> int:
+        """The first ts in it."""
+        return (self.first - _EPOCH).days * PER_DAY[schema.ts_unit]
 
-        Days are those that have impressions; there may be fewer of them in the window.
-        """
-        today = now.astimezone(UTC).date()
-        over = [day for day in days if day < today]
-        return cls(max(over) - timedelta(days=count - 1), max(over)) if over else None
+    def end(self, schema: Schema) -> int:
+        """The first ts behind it."""
+        return ((self.last - _EPOCH).days + 1) * PER_DAY[schema.ts_unit]
 
 
 def days(logs: Logs) -> list[date]:
@@ -56,8 +54,7 @@ def cut(logs: Logs, window: Window, share: float, skipped: Collection[date] = ()
     Impressions of ``skipped`` days and of days before the window are none any more.
     """
     per_day = PER_DAY[logs.schema.ts_unit]
-    begin = (window.first - _EPOCH).days * per_day
-    end = ((window.last - _EPOCH).days + 1) * per_day
+    begin, end = window.begin(logs.schema), window.end(logs.schema)
     ts, behaviour = pl.col("ts"), pl.col("behaviour")
     left_out = [(day - _EPOCH).days for day in skipped]
     shown = pl.col("split").is_not_null() & (ts >= begin) & ~(ts // per_day).is_in(left_out)
@@ -67,11 +64,11 @@ def cut(logs: Logs, window: Window, share: float, skipped: Collection[date] = ()
         return replace(logs, events=logs.events.clear())
     validation = times[round(len(times) * (1 - share))]
     test = times[round(len(times) * (1 - share / 2))]
-    split = pl.when(ts >= test).then(pl.lit("test")).when(ts >= validation)
-    split = split.then(pl.lit("validation")).otherwise(pl.lit("train"))
+    newer = pl.when(ts >= test).then(pl.lit("test")).otherwise(pl.lit("validation"))
+    split = pl.when(ts < validation).then(pl.lit("train")).otherwise(newer)
     events = events.with_columns(
         pl.when("#shown").then(split).alias("split"),
-        *(pl.when("#shown").then(task).alias(task) for task in logs.schema.tasks),
+        *(pl.when("#shown").then(pl.col(task)).alias(task) for task in logs.schema.tasks),
     )
     return replace(logs, events=events.filter(pl.col("#shown") | behaviour).drop("#shown"))
 
@@ -84,9 +81,3 @@ def digest(logs: Logs) -> str:
         found.update(repr(dict(frame.schema)).encode())
         found.update(frame.hash_rows(seed=0).to_numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def rate(logs: Logs, schema: Schema, splits: Collection[str]) -> float | None:
-    """The mean label of the first task over the impressions of some splits."""
-    shown = logs.events.filter(pl.col("split").is_in(list(splits)))
-    return float(shown[schema.tasks[0]].to_numpy().mean()) if len(shown) else None
