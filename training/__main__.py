@@ -173,9 +173,21 @@ def export(
 @app.command()
 def retrain(
     repository: Annotated[Path, typer.Option(help="Model repository; made when not there.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Prepared logs, in place of --logs: what prepare wrote.")
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder of collected logs: what collect wrote.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="In place of --logs, prepared logs: what prepare wrote.")
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="With --logs: a new schema; default: that of LOGS/base.")
+    ] = None,
+    label_seconds: Annotated[
+        int, typer.Option(min=1, help="With --logs: an outcome counts so long after an impression.")
+    ] = 86_400,
+    settle_seconds: Annotated[
+        int, typer.Option(min=0, help="With --logs: the last impressions, too young, are left out.")
+    ] = 600,
     name: Annotated[
         str | None, typer.Option(help="The model's name, to be sure that the logs are of it.")
     ] = None,
@@ -230,14 +242,20 @@ def retrain(
     from terminal.progress import progress
     from training.announce import Announcement
     from training.gate import rules
+    from training.join import Rules as Joining
     from training.lease import LeaseError
     from training.retrain import Order
     from training.retrain import retrain as run_retrain
-    from training.source import Prepared
+    from training.source import Loop, Prepared
 
-    if data is None:
-        raise typer.BadParameter("--data is needed")
-    source = Prepared(data)
+    source: Loop | Prepared
+    if (logs is None) == (data is None):
+        raise typer.BadParameter("one of --logs and --data is needed")
+    if logs is not None:
+        joining = Joining(window_seconds=label_seconds, settle_seconds=settle_seconds)
+        source = Loop(logs, joining, schema)
+    elif data is not None:
+        source = Prepared(data)
     order = Order(
         repository=repository,
         source=source,

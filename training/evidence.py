@@ -83,6 +83,13 @@ def rows(logs: Logs) -> dict[str, int]:
     return dict(sorted(counts.rows()))
 
 
+def same_impressions(one: Logs, two: Logs) -> bool:
+    """Whether both have the same test impressions, in the same order."""
+    names = ("user_id", "item_id", "ts")
+    found = [logs.events.filter(pl.col("split") == "test").select(names) for logs in (one, two)]
+    return found[0].equals(found[1])
+
+
 def first_labels(logs: Logs, split: str) -> Floats:
     """The first task's labels of a split."""
     shown = logs.events.filter(pl.col("split") == split)

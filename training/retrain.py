@@ -30,7 +30,7 @@ from model.contract.schema import Schema
 from terminal.progress import Update
 from training import gate_report, record, state
 from training.compare import Evidence
-from training.evidence import first_labels, gather, rows
+from training.evidence import first_labels, gather, rows, same_impressions
 from training.fit import plain, train
 from training.gate import Rules, Verdict, judge, too_few
 from training.lease import Lease
@@ -39,6 +39,7 @@ from training.publish import publish
 from training.recipe import settings
 from training.record import Version
 from training.run import Run, RunError
+from training.scores import recast
 from training.source import Source
 from training.window import Window, cut, digest
 
@@ -181,8 +182,8 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
         _remove(run)
         return replace(outcome, status="refused", report=_write(refusal, files))
     lease.check()
-    if order.canary is not None:
-        labels.settle(f"a canary of {window} is to come")
+    if order.canary is not None and outcome.current is not None:
+        labels.settle(outcome.current, f"a canary of {window} is to come")
     lineage = {
         "days": [str(window.first), str(window.last)],
         "job": job,
@@ -273,6 +274,8 @@ def _evidence(
     if bundle is not None and bundle.schema != logs.schema:
         raw, _ = order.source.read(window, bundle.folder / "schema.toml")
         theirs = cut(raw, window, order.validation, order.skipped)
+        if not same_impressions(logs, theirs):
+            theirs = recast(logs, bundle.schema)
     return gather(run, logs, bundle, theirs, current.metrics if current else {}, window)
 
 

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from model.contract.schema import Schema
 from training import window
+from training.collected import Collected
+from training.join import Rules, join
 from training.logs import Logs
 from training.scores import recast
 from training.window import Window
@@ -48,3 +50,25 @@ class Prepared:
     def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Mapping[str, int]]:
         logs = Logs.read(self.folder)
         return (recast(logs, Schema.load(schema)) if schema else logs), {}
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A folder of collected logs (`training.collected`); ``new_schema`` in place of that of the
+    prepared logs in it."""
+
+    folder: Path
+    rules: Rules
+    new_schema: Path | None = None
+
+    @property
+    def schema(self) -> Path:
+        return self.new_schema or Collected(self.folder).base / "schema.toml"
+
+    def days(self) -> list[date]:
+        return Collected(self.folder).days("events")
+
+    def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Mapping[str, int]]:
+        path = schema or self.schema
+        joined = join(Collected(self.folder), days.first, days.last, self.rules, path)
+        return joined.logs, joined.tally.left_out
