@@ -329,6 +329,128 @@ def collect(
     )
 
 
+@app.command()
+def retrain(
+    repository: Annotated[Path, typer.Option(help="Model repository; made when not there.")],
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder of collected logs: what collect wrote.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="In place of --logs, prepared logs: what prepare wrote.")
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="With --logs: a new schema; default: that of LOGS/base.")
+    ] = None,
+    label_seconds: Annotated[
+        int, typer.Option(min=1, help="With --logs: an outcome counts so long after an impression.")
+    ] = 86_400,
+    settle_seconds: Annotated[
+        int, typer.Option(min=0, help="With --logs: the last impressions, too young, are left out.")
+    ] = 600,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name, to be sure that the logs are of it.")
+    ] = None,
+    first: Annotated[
+        datetime | None,
+        typer.Option("--from", formats=[DAY], help="First day of the window (UTC)."),
+    ] = None,
+    last: Annotated[
+        datetime | None,
+        typer.Option("--to", formats=[DAY], help="Last day; default: the newest that is over."),
+    ] = None,
+    window_days: Annotated[int, typer.Option(min=1, help="Days of the window.")] = 7,
+    skip: Annotated[
+        list[datetime] | None,
+        typer.Option(formats=[DAY], help="A day whose impressions are left out, as poisoned ones."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="din or base; default: as the current version.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, over the current version's settings."),
+    ] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(help="key=value, over the gate's rules (docs/loop.md).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights, bit for bit.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads (results depend on it).")] = 2,
+    cold: Annotated[bool, typer.Option("--cold", help="Start from nothing.")] = False,
+    forget_days: Annotated[
+        int, typer.Option(min=1, help="Ids not seen for more days than this lose their row.")
+    ] = 60,
+    canary: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Publish as a canary with this share of the traffic."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="All but publishing.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Though it was done before.")] = False,
+    metrics_file: Annotated[
+        Path | None, typer.Option(help="Write the job's metrics for Prometheus's textfile reader.")
+    ] = None,
+    push_gateway: Annotated[
+        str | None, typer.Option(help="Push the job's metrics to this URL.")
+    ] = None,
+) -> None:
+    """Train on the newest logs, and publish if the gate lets it.
+
+    The last line on stdout is one JSON object. Exit codes: 0 published, 10 refused by the gate,
+    11 nothing new, 12 another retraining is at work, else a failure.
+    """
+    from model.contract.schema import Schema
+    from terminal.progress import progress
+    from training.announce import Announcement
+    from training.gate import rules
+    from training.join import Rules as Joining
+    from training.lease import LeaseError
+    from training.retrain import Order
+    from training.retrain import retrain as run_retrain
+    from training.source import Loop, Prepared
+
+    source: Loop | Prepared
+    if (logs is None) == (data is None):
+        raise typer.BadParameter("one of --logs and --data is needed")
+    if logs is not None:
+        joining = Joining(window_seconds=label_seconds, settle_seconds=settle_seconds)
+        source = Loop(logs, joining, schema)
+    elif data is not None:
+        source = Prepared(data)
+    order = Order(
+        repository=repository,
+        source=source,
+        name=name,
+        first=first.date() if first else None,
+        last=last.date() if last else None,
+        days=window_days,
+        skipped=tuple(sorted(day.date() for day in skip or [])),
+        model=model,
+        given=tuple(setting or []),
+        seed=seed,
+        threads=threads,
+        cold=cold,
+        forget_days=forget_days,
+        rules=rules(rule or []),
+        canary=canary,
+        dry_run=dry_run,
+        again=again,
+    )
+    told = Announcement(
+        Schema.load(source.schema).name, print, _complain, metrics_file, push_gateway
+    )
+    try:
+        with progress(console) as update:
+            outcome = run_retrain(order, update)
+    except LeaseError as error:
+        _complain(str(error))
+        raise typer.Exit(told.failed(error, "busy")) from None
+    except Exception as error:
+        told.failed(error)
+        raise
+    for reason in outcome.reasons:
+        console.print(f"- {reason}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(told.ended(outcome))
+
+
 def main() -> None:
     """Run a command; what can go wrong is one line on stderr and exit code 1."""
     try:
@@ -336,35 +458,49 @@ def main() -> None:
     except Exception as error:
         if not isinstance(error, _expected()):
             raise
-        line = " ".join(str(error).split())
-        console.print(f"error: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
+        _complain(str(error))
         sys.exit(1)
+
+
+def _complain(error: str) -> None:
+    line = " ".join(error.split())
+    console.print(f"error: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def _expected() -> tuple[type[Exception], ...]:
     """What a command may raise; imported only when needed, since half of it brings torch."""
     from model.contract.bundle import BundleError
     from model.contract.encode import FieldError
+    from model.contract.labels import LabelError
     from model.contract.repository import RepositoryError
     from model.contract.schema import SchemaError
     from training.collect import CollectError
     from training.export import ParityError
+    from training.gate import RuleError
+    from training.lease import LeaseError
     from training.logs import LogsError
     from training.recipe import SettingError
+    from training.retrain import OrderError
     from training.run import RunError
+    from training.state import StateError
     from training.trainer import TrainingError
 
     return (
         BundleError,
         CollectError,
         FieldError,
+        LabelError,
+        LeaseError,
         LogsError,
         OSError,
+        OrderError,
         ParityError,
         RepositoryError,
+        RuleError,
         RunError,
         SchemaError,
         SettingError,
+        StateError,
         TrainingError,
     )
 

@@ -10,7 +10,7 @@ behaviour is embedded once for all the impressions that see it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,58 +21,30 @@ import polars as pl
 from model.contract.batch import Batch
 from model.contract.catalogue import Catalogue
 from model.contract.encode import Encoder, id_text, table_of
-from model.contract.ids import PAD, Rows, Table, Vocabulary, keys
-from model.contract.schema import GROUPS, Field, Group, Schema
+from model.contract.ids import PAD, Rows, Vocabulary, keys
+from model.contract.schema import Group, Schema
 from training.logs import Logs
+from training.vocabulary import Seen, learn
 
 Ints = npt.NDArray[np.int64]
 Rows32 = npt.NDArray[np.int32]
 Array = npt.NDArray[Any]
 
 
-def learn_encoder(logs: Logs) -> Encoder:
-    """Vocabularies and catalogue of a schema, learnt from the training part of the logs.
-
-    An id counts once per training event in which it occurs; validation and test impressions
-    are not looked at.
+def learn_encoder(logs: Logs, seen: Mapping[str, Seen] | None = None) -> Encoder:
+    """Vocabularies and catalogue of a schema: of the ids that were ``seen``, by default those that
+    `training.vocabulary.learn` finds in the training part of the logs.
     """
-    schema = logs.schema
-    seen = logs.events.filter(
-        (pl.col("split") == "train") | (pl.col("split").is_null() & pl.col("behaviour"))
-    )
-    tables: dict[str, Table] = {}
-    for name, first in schema.tables.items():
-        vocabulary = None
-        if first.kind != "number" and not first.buckets:
-            parts = [_counts(logs, seen, group, field) for group, field in _users_of(schema, name)]
-            counts = pl.concat(parts).group_by("id").agg(pl.col("count").sum()).sort("id")
-            vocabulary = Vocabulary.learn(
-                counts["id"].to_list(), counts["count"].to_numpy(), first.min_count
-            )
-        tables[name] = table_of(first, vocabulary)
+    schema, seen = logs.schema, learn(logs) if seen is None else seen
+    tables = {
+        name: table_of(field, Vocabulary(seen[name].keys) if name in seen else None)
+        for name, field in schema.tables.items()
+    }
     nothing = Catalogue.build([], np.zeros((0, schema.width("item")), np.int64))
     encoder = Encoder(schema, tables, nothing)
     rows = encode_frame(encoder, "item", logs.items)
     catalogue = Catalogue.build(logs.items["item_id"].to_list(), rows)
     return Encoder(schema, tables, catalogue)
-
-
-def _users_of(schema: Schema, table: str) -> list[tuple[Group, Field]]:
-    return [(g, f) for g in GROUPS for f in schema.group(g) if f.table == table]
-
-
-def _counts(logs: Logs, seen: pl.DataFrame, group: Group, field: Field) -> pl.DataFrame:
-    """How many training events hold each id of a field: columns id, count."""
-    owner = {"item": (logs.items, "item_id"), "user": (logs.users, "user_id")}.get(group)
-    if owner is None or field.name == "item_id":
-        ids = seen.select(pl.col(field.name).alias("id"), pl.lit(1, pl.Int64).alias("count"))
-    else:
-        frame, key = owner
-        times = seen.group_by(key).agg(pl.len().cast(pl.Int64).alias("count"))
-        ids = frame.join(times, on=key).select(pl.col(field.name).alias("id"), "count")
-    if field.kind == "tags":
-        ids = ids.explode("id", empty_as_null=True)
-    return ids.drop_nulls("id").group_by("id").agg(pl.col("count").sum())
 
 
 def encode_frame(encoder: Encoder, group: Group, frame: pl.DataFrame) -> Rows:

@@ -12,16 +12,19 @@ import polars as pl
 import torch
 
 from model.network import Network
-from model.zoo import make
+from model.zoo import configure, make
 from terminal.progress import Update
-from training import calibrate, checkpoint, metrics
+from training import calibrate, checkpoint, metrics, state, vocabulary
 from training.calibrate import Calibration, sigmoid
+from training.carry import Outline, carry
 from training.dataset import Dataset, build, learn_encoder
+from training.drift import HISTOGRAM, histogram
 from training.golden import golden_requests
 from training.logs import Logs, LogsError
 from training.recipe import settings
 from training.run import Run, RunError
-from training.trainer import Trainer, predict
+from training.state import State
+from training.trainer import FitConfig, Trainer, predict
 
 
 def fit(
@@ -46,7 +49,7 @@ def fit(
     config, how = settings(logs.schema.name, model, given)
     about = {
         "model": model,
-        "options": _plain(asdict(config)),
+        "options": plain(asdict(config)),
         "fit": asdict(how),
         "seed": seed,
         "threads": threads,
@@ -57,16 +60,37 @@ def fit(
     if run.found(about) and (finished := run.results()):
         checkpoint.remove(out)  # of a fit that was killed right after its end
         return finished, False
+    return train(run, logs, about, update), True
+
+
+def train(
+    run: Run,
+    logs: Logs,
+    about: Mapping[str, Any],
+    update: Update,
+    *,
+    start: State | None = None,
+    forget_days: int | None = None,
+) -> dict[str, Any]:
+    """Train a network ``about`` which run.json says everything, calibrate it on the validation
+    impressions, measure it and write all down; the run's results.
+
+    With the state of an earlier version it goes on from there: see `training.carry`. Ids not seen
+    for ``forget_days`` get no row.
+    """
+    config, how = configure(about["model"], about["options"]), FitConfig(**about["fit"])
     update("encode", 0, 0, {})
-    encoder = learn_encoder(logs)
+    seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days)
+    encoder = learn_encoder(logs, seen)
     sets = build(logs, encoder)
     for split, part in sets.items():
-        _need(data, split, part)
+        _need(Path(about["data"]), split, part)
     run.start(logs.schema_text, encoder, golden_requests(logs), about)
-    torch.manual_seed(seed)
+    torch.manual_seed(about["seed"])
     sizes = {name: table.size for name, table in encoder.tables.items()}
     network = make(config, logs.schema, sizes)
-    trainer = Trainer(network, sets, how, seed, out)
+    trainer = Trainer(network, sets, how, about["seed"], run.folder, warm=start is not None)
+    carried = _go_on(trainer, start, Outline(logs.schema, about["model"], about["options"], seen))
     progress = trainer.fit(update)
     network.embeddings.settle_unknown(trainer.counts)
     measured = {name: sets[name] for name in ("validation", "test")}
@@ -78,11 +102,34 @@ def fit(
     results = {
         "metrics": figures,
         "progress": asdict(progress),
-        "samples_per_s": progress.impressions / progress.seconds,
+        "samples_per_s": progress.impressions / progress.seconds if progress.seconds else 0.0,
     }
-    run.finish(network, calibration, results)
-    checkpoint.remove(out)
-    return results, True
+    state.write(
+        run.state,
+        schema_text=logs.schema_text,
+        model=about["model"],
+        options=about["options"],
+        seen=seen,
+        weights=network.state_dict(),
+        moments=trainer.moments(),
+    )
+    scores = sigmoid(calibration.apply(logits["validation"]))
+    spread = {task: histogram(scores[:, at]) for at, task in enumerate(logs.schema.tasks)}
+    run.finish(network, calibration, {**results, HISTOGRAM: spread, **carried})
+    checkpoint.remove(run.folder)
+    return results
+
+
+def _go_on(trainer: Trainer, start: State | None, outline: Outline) -> dict[str, Any]:
+    """Put what an earlier version knew into a trainer; what was carried, for run.json."""
+    if start is None:
+        return {}
+    found = carry(
+        start.outline, start.weights, start.moments, outline, trainer.network.state_dict()
+    )
+    trainer.network.load_state_dict(found.weights, strict=False)
+    trainer.remember(found.moments)
+    return {"carried": {"tables": found.tables, "fresh": found.fresh}}
 
 
 def evaluate(
@@ -173,6 +220,6 @@ def _digest(data: Path) -> str:
     return digest.hexdigest()
 
 
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as JSON reads them back: lists for tuples."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}

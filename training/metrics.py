@@ -60,6 +60,11 @@ def gauc(user: Array, label: Array, score: Array) -> float:
     )
 
 
+def by_user(row: npt.NDArray[np.int64], label: Array, score: Array) -> Floats:
+    """AUC of each user 0..U-1, by the user of each impression; NaN without both labels."""
+    return _rank_auc(row, label, score)[0]
+
+
 def rela_impr(measured: float, base: float) -> float:
     """Improvement over a base model (paper section 6.3, equation 11): 0 is none, 0.1 is 10 %."""
     return (measured - 0.5) / (base - 0.5) - 1
@@ -78,9 +83,15 @@ def improvement(measured: Mapping[str, float], base: Mapping[str, float]) -> dic
 
 def log_loss(label: Array, probability: Array) -> float:
     """Mean negative log likelihood, in nats; probabilities are kept within 1e-15 of 0 and 1."""
+    return float(losses(label, probability).mean())
+
+
+def losses(label: Array, probability: Array) -> npt.NDArray[np.float64]:
+    """The log loss of each [n]."""
     p = np.clip(np.asarray(probability, np.float64), 1e-15, 1 - 1e-15)
     y = np.asarray(label, np.float64)
-    return float(-np.mean(y * np.log(p) + (1 - y) * np.log1p(-p)))
+    found: npt.NDArray[np.float64] = -(y * np.log(p) + (1 - y) * np.log1p(-p))
+    return found
 
 
 def normalised_entropy(label: Array, probability: Array) -> float:

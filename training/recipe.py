@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,19 @@ class SettingError(ValueError):
     """A setting that does not exist or has the wrong type."""
 
 
-def settings(schema: str, model: str, given: Sequence[str]) -> tuple[Config, FitConfig]:
-    """The configuration of a model and of its training. Raises `SettingError`."""
+def settings(
+    schema: str, model: str, given: Sequence[str], base: Mapping[str, Any] | None = None
+) -> tuple[Config, FitConfig]:
+    """The configuration of a model and of its training: what is ``given`` over the schema's recipe,
+    or over ``base`` in its place. Raises `SettingError`.
+    """
     if model not in CONFIGS:
         raise SettingError(f"--model: expected one of {', '.join(CONFIGS)}")
-    path = FOLDER / f"{schema}.toml"
-    recipe = tomllib.loads((path if path.exists() else FOLDER / "default.toml").read_text())
-    values = {**recipe.get(model, {}), **dict(_pair(each) for each in given)}
+    if base is None:
+        path = FOLDER / f"{schema}.toml"
+        recipe = tomllib.loads((path if path.exists() else FOLDER / "default.toml").read_text())
+        base = recipe.get(model, {})
+    values = {**base, **dict(_pair(each) for each in given)}
     default = asdict(FitConfig())
     try:
         config = configure(model, {k: v for k, v in values.items() if k not in default})

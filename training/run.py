@@ -5,6 +5,7 @@
     run.json             model, options, fit, seed, data, calibration, progress, metrics
     encoder/tables/*.npy, encoder/catalogue/*.npy, schema.toml, golden.json
     weights.safetensors  the best weights
+    state/               what a later training goes on from (`training.state`)
     checkpoint-<step>/   while it trains
 """
 
@@ -126,6 +127,10 @@ class Run:
         network = make(configure(about["model"], about["options"]), encoder.schema, sizes)
         network.load_state_dict(load_file(self.folder / "weights.safetensors"))
         return network.eval()
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
 
     def calibration(self) -> Calibration:
         found = self.about()["calibration"]

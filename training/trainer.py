@@ -9,7 +9,7 @@ tasks) are kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -67,11 +67,18 @@ class Progress:
 
 
 class Trainer:
-    """One fit of one network."""
+    """One fit of one network; a ``warm`` one's first weights are among those that may be kept."""
 
     def __init__(
-        self, network: Network, data: dict[str, Dataset], config: FitConfig, seed: int, run: Path
+        self,
+        network: Network,
+        data: dict[str, Dataset],
+        config: FitConfig,
+        seed: int,
+        run: Path,
+        warm: bool = False,
     ) -> None:
+        self.warm = warm
         self.network, self.data, self.config, self.seed, self.run = network, data, config, seed, run
         tables = list(network.embeddings.weights().values())
         gates = list(network.history.gates.parameters())
@@ -103,6 +110,8 @@ class Trainer:
         self._resume()
         every = max(1, self.steps_per_epoch // self.config.evaluations)
         at = self.progress
+        if self.warm and not at.evaluations:
+            self._evaluate(report)
         begin = time.perf_counter()
         for batch, label in self._batches():
             if at.done:
@@ -122,6 +131,27 @@ class Trainer:
         if self.best:
             self.network.load_state_dict(self.best)
         return at
+
+    def moments(self) -> dict[str, Tensor]:
+        """What both optimisers know of each parameter, by its name: ``NAME.step``,
+        ``NAME.exp_avg`` and ``NAME.exp_avg_sq``; nothing of one that never had a gradient."""
+        names: dict[Tensor, str] = {p: name for name, p in self.network.named_parameters()}
+        return {
+            f"{names[weight]}.{key}": torch.as_tensor(value)
+            for optimiser in (self.sparse, self.dense)
+            for weight, state in optimiser.state.items()
+            for key, value in state.items()
+        }
+
+    def remember(self, moments: Mapping[str, Tensor]) -> None:
+        """Go on from the `moments` of another training, of the same shapes."""
+        weights = dict(self.network.named_parameters())
+        tables = {id(p) for group in self.sparse.param_groups for p in group["params"]}
+        for key, value in moments.items():
+            name, _, what = key.rpartition(".")
+            of_table = id(weights[name]) in tables
+            state = (self.sparse if of_table else self.dense).state[weights[name]]
+            state[what] = int(value) if of_table and what == "step" else value.clone()
 
     def _batches(self) -> Iterator[tuple[Tensors, Tensor]]:
         """What is left of the epochs; each epoch's order follows from the seed alone."""

@@ -193,8 +193,12 @@ def write(
     golden: Golden,
     metrics: Mapping[str, Any],
     lineage: Mapping[str, Any],
+    more: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a bundle into an empty folder: every file on disk first, the manifest last."""
+    """Write a bundle into an empty folder: every file on disk first, the manifest last.
+
+    ``more`` are files that nobody needs to answer, as a report, by their names.
+    """
     schema = encoder.schema
     (folder / "schema.toml").write_text(schema_text, encoding="utf-8")
     (folder / "model.onnx").write_bytes(graph)
@@ -206,6 +210,8 @@ def write(
     requests = json.dumps(list(golden.requests), ensure_ascii=False, indent=1)
     (folder / "golden.json").write_text(requests, encoding="utf-8")
     np.savez(folder / "golden.npz", logits=golden.logits, **vars(golden.batch))
+    for name, content in (more or {}).items():
+        (folder / name).write_bytes(content)
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     for name in names:
         sync(folder / name)

@@ -21,7 +21,7 @@ from rich.console import Console
 import training.__main__
 from model.contract.repository import Repository
 from tests.support import ROOT
-from training import export, metrics
+from training import export, metrics, state
 from training.__main__ import main
 
 ONE = ("--threads", "1")
@@ -130,8 +130,13 @@ def test_a_run_becomes_a_version_that_a_service_may_serve(
     session = export.session(bundle.graph.read_bytes())
     assert bundle.check_scores(lambda batch: export.run(session, batch), 1e-5) <= 1e-5
     written = about(shop_run / "run")
-    assert bundle.metrics == written["metrics"]
+    histogram = written["score_histogram"]
+    assert bundle.metrics == {**written["metrics"], "score_histogram": histogram}
+    assert list(histogram) == list(bundle.schema.tasks)
+    shown = written["metrics"]["validation"]["impressions"]
+    assert all(sum(counts) == shown for counts in histogram.values())
     assert bundle.manifest["lineage"]["logs"] == written["logs"]
+    state.find(bundle.folder.parent, bundle.manifest["lineage"]["state"])
 
 
 def test_one_task_needs_no_prefix(world: Path, tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Where a retraining takes its logs from: a folder that `prepare` wrote, or collected logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Protocol
+
+from model.contract.schema import Schema
+from training import window
+from training.collected import Collected
+from training.join import Rules, join
+from training.logs import Logs
+from training.scores import recast
+from training.window import Window
+
+
+class Source(Protocol):
+    """Logs in the canonical form, of the schema of today or of another one."""
+
+    @property
+    def schema(self) -> Path:
+        """The file with the schema of today."""
+        ...
+
+    def days(self) -> list[date]:
+        """The days that may have impressions, in order."""
+        ...
+
+    def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Mapping[str, int]]:
+        """The logs of these days, and what is behind them; what was left out, by reason."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder of prepared logs."""
+
+    folder: Path
+
+    @property
+    def schema(self) -> Path:
+        return self.folder / "schema.toml"
+
+    def days(self) -> list[date]:
+        return window.days(Logs.read(self.folder))
+
+    def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Mapping[str, int]]:
+        logs = Logs.read(self.folder)
+        return (recast(logs, Schema.load(schema)) if schema else logs), {}
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A folder of collected logs (`training.collected`); ``new_schema`` in place of that of the
+    prepared logs in it."""
+
+    folder: Path
+    rules: Rules
+    new_schema: Path | None = None
+
+    @property
+    def schema(self) -> Path:
+        return self.new_schema or Collected(self.folder).base / "schema.toml"
+
+    def days(self) -> list[date]:
+        return Collected(self.folder).days("events")
+
+    def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Mapping[str, int]]:
+        path = schema or self.schema
+        joined = join(Collected(self.folder), days.first, days.last, self.rules, path)
+        return joined.logs, joined.tally.left_out

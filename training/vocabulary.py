@@ -1,0 +1,94 @@
+"""Which ids get a row: those seen often enough, and not too long ago, in the training part of logs.
+
+Ids that an earlier model knew are known still, until they have not been seen for a stated time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from model.contract.ids import Keys, keys
+from model.contract.schema import GROUPS, Field, Group, Schema
+from training.logs import Logs
+
+PER_DAY = {"s": 86_400, "ms": 86_400_000}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The ids that have a row in one table: keys uint64 [n], strictly rising, and the day, counted
+    from 1970, on which each was last seen, int64 [n]."""
+
+    keys: Keys
+    day: npt.NDArray[np.int64]
+
+
+def learn(
+    logs: Logs, before: Mapping[str, Seen] | None = None, forget_days: int | None = None
+) -> dict[str, Seen]:
+    """The ids of each table that learns any, by the table's name.
+
+    An id counts once per training event in which it occurs; validation and test impressions are
+    not looked at. It is kept when it was counted ``min_count`` times, or was known ``before``;
+    but not when it was last seen more than ``forget_days`` before the newest training event.
+    Raises ValueError when two ids share a key (about n^2 / 2^65 likely).
+    """
+    schema, before = logs.schema, before or {}
+    shown, behaviour = pl.col("split"), pl.col("behaviour")
+    events = logs.events.filter((shown == "train") | (shown.is_null() & behaviour))
+    events = events.with_columns((pl.col("ts") // PER_DAY[schema.ts_unit]).alias("day"))
+    found = {}
+    for name, first in schema.tables.items():
+        if first.kind == "number" or first.buckets:
+            continue
+        parts = [_counted(logs, events, group, field) for group, field in _fields(schema, name)]
+        counts = pl.concat(parts).group_by("id").agg(pl.col("count").sum(), pl.col("day").max())
+        known = before.get(name, Seen(np.zeros(0, np.uint64), np.zeros(0, np.int64)))
+        seen = _joined(counts, known, first.min_count)
+        if forget_days is not None and len(events):
+            recent = seen.day >= events["day"].to_numpy().max() - forget_days
+            seen = Seen(seen.keys[recent], seen.day[recent])
+        found[name] = seen
+    return found
+
+
+def _fields(schema: Schema, table: str) -> list[tuple[Group, Field]]:
+    return [(g, f) for g in GROUPS for f in schema.group(g) if f.table == table]
+
+
+def _counted(logs: Logs, events: pl.DataFrame, group: Group, field: Field) -> pl.DataFrame:
+    """In how many events each id of a field is, and the last day: columns id, count, day."""
+    owner = {"item": (logs.items, "item_id"), "user": (logs.users, "user_id")}.get(group)
+
+    if owner is None or field.name == "item_id":
+        once = pl.lit(1, pl.Int64).alias("count")
+        ids = events.select(pl.col(field.name).alias("id"), once, "day")
+    else:
+        frame, key = owner
+        times = events.group_by(key).agg(
+            pl.len().cast(pl.Int64).alias("count"), pl.col("day").max()
+        )
+        ids = frame.join(times, on=key).select(pl.col(field.name).alias("id"), "count", "day")
+    if field.kind == "tags":
+        ids = ids.explode("id", empty_as_null=True)
+    return ids.drop_nulls("id").group_by("id").agg(pl.col("count").sum(), pl.col("day").max())
+
+
+def _joined(counts: pl.DataFrame, before: Seen, min_count: int) -> Seen:
+    """The ids counted often enough or known before, each with its last day."""
+    order = np.argsort(unsorted := keys(counts["id"].to_list()))
+    found, count, day = unsorted[order], counts["count"].to_numpy()[order], counts["day"].to_numpy()
+    if np.any(found[1:] == found[:-1]):
+        raise ValueError("two ids have the same 64-bit key; rename one of them")
+    kept = (count >= min_count) | np.isin(found, before.keys)
+    every = np.union1d(found[kept], before.keys)
+    last = np.full(len(every), np.iinfo(np.int64).min)
+    last[np.searchsorted(every, before.keys)] = before.day
+    at = np.searchsorted(every, found[kept])
+    last[at] = np.maximum(last[at], day[order][kept])
+    return Seen(every, last)
