@@ -96,8 +96,9 @@ def join(
     window, ahead = rules.window_seconds * unit, -(-rules.window_seconds // 86_400)
     events, since = collected.events(first, last), collected.events(last + DAY, last + ahead * DAY)
     newest = _newest(collected, pl.concat([events["ts"], since["ts"]]), unit)
-    # An impression may come some time after its score, and clocks differ.
-    scores = collected.scores(first - DAY, last + DAY)
+    # An impression may come some time after its score; and a score's day is that of the service's
+    # clock, an event's that of the caller's, who may send it long after.
+    scores = collected.scores(first - DAY)
     shown = impressions(events, scores, fields, newest - rules.settle_seconds * unit + 1)
     outcomes = _outcomes(events, since, shown, fields, window)
     kept = _labelled(shown.filter(pl.col("#why").is_null()), outcomes, fields)
