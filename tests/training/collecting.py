@@ -31,13 +31,21 @@ _TYPES = {
 }
 
 
-def collect(folder: Path, entries: Sequence[Entry], name: str = "part") -> Collected:
-    """Write entries as if they had come in this order; days are of seconds."""
+def collect(
+    folder: Path, entries: Sequence[Entry], places: Sequence[str] | None = None
+) -> Collected:
+    """Write entries with their places (MS-SEQ) in the streams, else as if they had come in this
+    order; days are of seconds."""
     rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     ms = 0
-    for entry in entries:
+    for at, entry in enumerate(entries):
         ms = max(ms + 1, entry.received)
-        row: dict[str, Any] = {**vars(entry), "key": entry.key, "entry": f"{ms:015d}-{0:010d}"}
+        came, _, number = (places[at] if places else f"{ms}-0").partition("-")
+        row: dict[str, Any] = {
+            **vars(entry),
+            "key": entry.key,
+            "entry": f"{int(came):015d}-{int(number):010d}",
+        }
         row["partition"] = partition(entry.user_id)
         if isinstance(entry, Event):
             row["fields"] = json.dumps(row["fields"])
@@ -53,7 +61,7 @@ def collect(folder: Path, entries: Sequence[Entry], name: str = "part") -> Colle
         place = folder / kind / day
         place.mkdir(parents=True, exist_ok=True)
         columns = {each: [row.get(each) for row in some] for each in _TYPES[kind]}
-        pl.DataFrame(columns, schema=_TYPES[kind]).write_parquet(place / f"{name}.parquet")
+        pl.DataFrame(columns, schema=_TYPES[kind]).write_parquet(place / "part.parquet")
     return Collected(folder)
 
 
