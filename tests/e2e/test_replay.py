@@ -12,19 +12,17 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from redis import Redis
 
-from model.contract.log import Entry, Scored, load
 from model.contract.repository import Repository
-from model.contract.store import PARTITIONS, log_key
 from tests.support import PATIENT, ROOT, TOY, Service, publish_toy, running_redis
-from tests.training.collecting import collect
 from tests.training.live import base_logs
+from training.collected import Collected
 from training.join import Rules, join
 from training.replay import replay
 
 USERS = ["u0", "u1", "é"]
 STEPS = 40
+LENGTH = 9
 
 
 def play(service: Service, worker: int, now: int) -> int:
@@ -63,7 +61,7 @@ def play(service: Service, worker: int, now: int) -> int:
 def test_a_real_service_has_no_skew(tmp_path: Path) -> None:
     """Callers race each other for the same users; prepared histories are loaded before."""
     repository, logs = tmp_path / "repository", tmp_path / "logs"
-    text = TOY.replace("history_length = 5", "history_length = 9")
+    text = TOY.replace("history_length = 5", f"history_length = {LENGTH}")
     publish_toy(repository, schema_text=text)
     base_logs(logs / "base", text).write(logs / "base")
     environment = {**PATIENT, "DINSERVE_LOG_SHARE": "1", "DINSERVE_EVENT_TIMEOUT_MS": "10000"}
@@ -78,19 +76,14 @@ def test_a_real_service_has_no_skew(tmp_path: Path) -> None:
         ):
             now = int(time.time()) - 1
             clicks = sum(pool.map(lambda worker: play(service, worker, now), range(3)))
-        entries: list[Entry] = []
-        places: list[str] = []
-        with Redis.from_url(redis.url) as client:
-            for number in range(PARTITIONS):
-                for place, fields in client.xrange(log_key("din", number)):
-                    entries.append(load(fields[b"k"].decode(), fields[b"d"]))
-                    places.append(place.decode())
-    collected = collect(logs, entries, places)
-    assert sum(isinstance(entry, Scored) for entry in entries) == 3 * STEPS
+        command = [sys.executable, "-m", "training", "collect", "--once", "--logs", str(logs)]
+        command += ["--redis-url", redis.url]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    collected = Collected(logs)
+    assert collected.scores()["length"].max() == LENGTH
     found = replay(collected, Repository(repository, "toy"))
     assert found.first is None, found
     assert (found.requests, found.skipped) == (3 * STEPS, {})
-    assert max(entry.history.length for entry in entries if isinstance(entry, Scored)) == 9
     today = datetime.fromtimestamp(now, UTC).date()
     joined = join(collected, today - timedelta(days=1), today, Rules(settle_seconds=0, base="none"))
     assert (joined.tally.kept, joined.tally.left_out) == (2 * 3 * STEPS, {})
