@@ -204,7 +204,7 @@ def join(
     validation: Annotated[float, typer.Option(min=0, max=0.5, help="Share of impressions.")] = 0.1,
     test: Annotated[float, typer.Option(min=0, max=0.5, help="Share of the newest.")] = 0.1,
     base: Annotated[
-        BaseImpressions, typer.Option(help="Impressions of the base to use too: of these days, ...")
+        BaseImpressions, typer.Option(help="Impressions of the prepared logs that are used too.")
     ] = BaseImpressions.window,
 ) -> None:
     """Label the collected impressions of some days, and write them in the canonical form."""
@@ -213,6 +213,8 @@ def join(
     from training.join import Rules
     from training.join import join as run_join
 
+    if last < first:
+        raise typer.BadParameter("--last: expected a day from --first on")
     rules = Rules(window_seconds, settle_seconds, validation, test, base.value)
     with progress(console) as update:
         update("join", 0, 0, {})

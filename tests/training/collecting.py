@@ -1,61 +1,26 @@
-"""Collected logs for tests: entries of the log as the Parquet files that `Collected` reads."""
+"""Collected logs for tests: entries of the log, written as the collector does."""
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import polars as pl
-
-from model.contract.log import Entry, Erased, Event, Scored
+from model.contract.log import Entry
 from model.contract.store import partition
-from training.collected import Collected
-
-_PLACE = {"key": pl.UInt64, "partition": pl.Int16, "entry": pl.String}
-_PLACE |= {"user_id": pl.String, "received": pl.Int64}
-_TEXT = ("probability", "user", "context", "columns", "rows")
-_TYPES = {
-    "events": _PLACE
-    | dict.fromkeys(("item_id", "action", "request_id", "fields"), pl.String)
-    | {"ts": pl.Int64},
-    "scores": _PLACE
-    | dict.fromkeys(("request_id", "model", "schema", "digest", "raw", "degraded"), pl.String)
-    | dict.fromkeys(_TEXT, pl.String)
-    | dict.fromkeys(("version", "length", "newest"), pl.Int64)
-    | {"candidates": pl.List(pl.String), "unknown": pl.List(pl.Int64)},
-    "erased": _PLACE,
-}
+from tests.training.entries import fields
+from training.collected import Collected, Writer
+from training.entries import Taken
+from training.files import Files
 
 
-def collect(folder: Path, entries: Sequence[Entry], name: str = "part") -> Collected:
-    """Write entries as if they had come in this order; days are of seconds."""
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    ms = 0
+def collect(folder: Path, entries: Sequence[Entry]) -> Collected:
+    """Write entries as if they had come in this order, each when it was received or a ms after the
+    one before; ts are in seconds."""
+    taken: list[Taken] = []
     for entry in entries:
-        ms = max(ms + 1, entry.received)
-        row: dict[str, Any] = {**vars(entry), "key": entry.key, "entry": f"{ms:015d}-{0:010d}"}
-        row["partition"] = partition(entry.user_id)
-        if isinstance(entry, Event):
-            row["fields"] = json.dumps(row["fields"])
-            rows["events", _day(entry.ts)].append(row)
-        elif isinstance(entry, Scored):
-            row |= {each: json.dumps(row[each]) for each in _TEXT}
-            row |= vars(entry.history)
-            row["raw"] = None if entry.history.raw is None else json.dumps(entry.history.raw)
-            rows["scores", _day(entry.received // 1000)].append(row)
-        elif isinstance(entry, Erased):
-            rows["erased", ""].append(row)
-    for (kind, day), some in rows.items():
-        place = folder / kind / day
-        place.mkdir(parents=True, exist_ok=True)
-        columns = {each: [row.get(each) for row in some] for each in _TYPES[kind]}
-        pl.DataFrame(columns, schema=_TYPES[kind]).write_parquet(place / f"{name}.parquet")
+        ms = max(entry.received, taken[-1].ms + 1 if taken else 0)
+        taken.append(Taken(partition(entry.user_id), f"{ms}-0", fields(entry)))
+    files = Files(folder)
+    with files.alone():
+        Writer(files, "s").write(taken)
     return Collected(folder)
-
-
-def _day(seconds: int) -> str:
-    return f"date={datetime.fromtimestamp(seconds, UTC).date()}"

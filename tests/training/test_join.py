@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from model.contract.encode import Request
 from model.contract.log import Erased, Event
@@ -17,10 +18,11 @@ from model.contract.schema import Schema
 from tests.support import TOY
 from tests.training.collecting import collect
 from tests.training.live import MORNING, Live, base_logs
+from training.__main__ import app
 from training.collected import Collected
 from training.dataset import build, learn_encoder
 from training.join import Joined, Rules, join, to_logs
-from training.logs import Logs
+from training.logs import Logs, LogsError
 
 DAY = date(2023, 11, 15)
 LATE = "whose history has older behaviours that came after the score"
@@ -316,3 +318,47 @@ def test_days_without_anything_give_logs_without_impressions(tmp_path: Path) -> 
     schema.write_text(TOY)
     found = join(Collected(tmp_path), DAY, DAY, schema=schema)
     assert (len(found.logs.events), found.tally.kept) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("length", "newest", "column"),
+    [
+        ([-1, None], [None, None], "seen_length"),
+        ([None, 1], [None, 5], "seen_length"),  # of what is no impression
+        ([0, None], [5, None], "seen_newest"),
+        ([2, None], [None, None], "seen_newest"),
+        (None, [None, None], "seen_length"),
+    ],
+)
+def test_what_an_impression_saw_is_checked(
+    tmp_path: Path, length: list[int | None] | None, newest: list[int | None], column: str
+) -> None:
+    """The canonical form holds both columns or none, and times only where something was seen."""
+    logs = base_logs(tmp_path, TOY)
+    shown = logs.events.filter(pl.col("split").is_not_null())
+    events = pl.concat([shown, logs.events.filter("behaviour").head(1)])
+    given = {"seen_length": length, "seen_newest": newest}
+    columns = [pl.Series(n, v, pl.Int64) for n, v in given.items() if v is not None]
+    ordered = events.with_columns(columns).sort("user_id", "ts", maintain_order=True)
+    with pytest.raises(LogsError) as found:
+        replace(logs, events=ordered).check()
+    assert found.value.column == column
+
+
+def test_the_command_writes_logs_that_fit_reads_and_shows_what_was_left_out(
+    live: Live, tmp_path: Path
+) -> None:
+    """With the histories that scores looked at; days in the wrong order are refused."""
+    live.score("r", "u0", ["i1"], MORNING)
+    live.event("u0", "i1", "impression", MORNING + 1, "r")
+    live.event("u0", "i2", "impression", MORNING + 1)
+    joined(live, tmp_path)
+    out = tmp_path / "out"
+    command = ["join", "--logs", str(tmp_path / "logs"), "--out", str(out)]
+    done = CliRunner().invoke(app, [*command, "--first", "2023-11-15", "--last", "2023-11-15"])
+    assert done.exit_code == 0, done.output
+    assert "left out: no request id" in done.stderr
+    [row] = shown(Logs.read(out))
+    assert (row["seen_length"], row["seen_newest"]) == (2, MORNING - 90)
+    wrong = CliRunner().invoke(app, [*command, "--first", "2023-11-16", "--last", "2023-11-15"])
+    assert wrong.exit_code == 2
