@@ -61,7 +61,7 @@ CANDIDATES = 30
 EXPLORED = PAGE // 2
 CONNECTIONS = 6
 PUBLISHED, REFUSED = 0, 10
-EVENING = 16 * 3600
+MORNING, EVENING, NIGHT = 6 * 3600, 16 * 3600, 22 * 3600
 _SHIFTED = 0.6
 _EVENTS = 1000
 
@@ -220,13 +220,13 @@ def play(
     reported. Puts AUC and regret of the day into the arms; the AUC of the true probabilities."""
     loop = arms[0]
     midnight = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
-    users, done = np.arange(plan.users), 0
+    users, done, part = np.arange(plan.users), 0, (NIGHT - MORNING) // plan.rounds
     total = plan.users * plan.rounds
     labels, best = list[Any](), list[Any]()
     lost = {arm.name: list[float]() for arm in arms}
     scores: dict[str, list[Any]] = {arm.name: [] for arm in arms}
     for visit in range(plan.rounds):
-        ts = midnight + 3600 * (6 + visit * 16 // max(1, plan.rounds))  # 6 o'clock to late evening
+        ts = midnight + MORNING + visit * part + users * part // plan.users
         offered = traffic.offer(CANDIDATES)
         asked = [
             {"user_id": str(user), "item_ids": offered[user].astype(str).tolist()}
@@ -284,19 +284,20 @@ def _lost(truth: np.ndarray[Any, Any], score: np.ndarray[Any, Any]) -> float:
 def report_events(
     arm: Arm,
     pool: ThreadPoolExecutor,
-    ts: int,
+    ts: np.ndarray[Any, Any],
     names: Sequence[str],
     shown: np.ndarray[Any, Any],
     click: np.ndarray[Any, Any],
 ) -> None:
-    """POST /events: what was shown to every user (U, PAGE), and what was clicked a moment later."""
+    """POST /events: what was shown to every user (U, PAGE) at ts (U,), and what was then clicked."""
     events = []
     for user, name in enumerate(names):
         for place, item in enumerate(shown[user].tolist()):
             about = {"user_id": str(user), "item_id": str(item), "request_id": name}
-            events.append({**about, "action": "impression", "ts": ts, "position": str(place)})
+            when = int(ts[user])
+            events.append({**about, "action": "impression", "ts": when, "position": str(place)})
             if click[user, place]:
-                events.append({**about, "action": "click", "ts": ts + 1 + place})
+                events.append({**about, "action": "click", "ts": when + 1 + place})
     parts = [events[at : at + _EVENTS] for at in range(0, len(events), _EVENTS)]
     bodies = [json.dumps({"events": part}).encode() for part in parts]
     for answer in pool.map(arm.post, ["/events"] * len(bodies), bodies):

@@ -6,6 +6,7 @@ once, so after any failure the same request may simply be sent again.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import time
@@ -23,7 +24,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from model.contract.encode import Encoder, FieldError
 from model.contract.history import KEPT, HistoryCodec
-from model.contract.log import Erased, Event, Scored, dump, read_event
+from model.contract.log import Erased, Event, Scored, dump, kinds_of, read_event
 from model.contract.schema import Schema
 from model.contract.store import (
     LAYOUTS_SECONDS,
@@ -45,6 +46,7 @@ FUTURE_MS = 60_000
 _MILLISECONDS = {"ms": 1, "s": 1000}
 _ANNOUNCED_SECONDS = 3600.0
 _AT_ONCE = 10_000
+_INLINE = 50
 _REASONS = {
     scripts.ERASED: "the user was erased at or after this time",
     scripts.FULL: "the log is full; is it collected?",
@@ -120,25 +122,35 @@ class EventLog:
 
         After `Unavailable` some may have been taken: they are duplicates the next time.
         """
-        schema, received = encoder.schema, self.now
+        if len(raws) > _INLINE:  # several ms, in which no one else would be answered
+            results, calls = await asyncio.to_thread(self._prepare, raws, encoder)
+        else:
+            results, calls = self._prepare(raws, encoder)
+        if calls:
+            await self._announce(encoder.codec)
+            found = await self._run(scripts.APPEND, [call for _, call in calls])
+            for (places, _), codes in zip(calls, found, strict=True):
+                results |= dict(zip(places, map(_result, codes), strict=True))
+        return [results[at] for at in range(len(raws))]
+
+    def _prepare(
+        self, raws: Sequence[Any], encoder: Encoder
+    ) -> tuple[dict[int, Result], list[tuple[list[int], Call]]]:
+        """What is refused at once, and a call for each user with the places of its events."""
+        schema, received, kinds = encoder.schema, self.now, kinds_of(encoder.schema)
         results: dict[int, Result] = {}
         by_user: dict[str, dict[int, tuple[Event, bytes]]] = {}
         for at, raw in enumerate(raws):
             try:
-                event = read_event(raw, schema, received)
+                event = read_event(raw, kinds, received)
                 self._in_time(event, schema)
                 record = _record(event, encoder)
             except FieldError as error:
                 results[at] = Result("refused", error.field, f"expected {error.expected}")
             else:
                 by_user.setdefault(event.user_id, {})[at] = event, record
-        if by_user:
-            calls = [self._appending(events, encoder) for events in by_user.values()]
-            await self._announce(encoder.codec)
-            codes = await self._run(scripts.APPEND, calls)
-            for events, found in zip(by_user.values(), codes, strict=True):
-                results |= dict(zip(events, map(_result, found), strict=True))
-        return [results[at] for at in range(len(raws))]
+        calls = [(list(of), self._appending(of, encoder)) for of in by_user.values()]
+        return results, calls
 
     async def note(self, scores: Sequence[Scored]) -> list[int]:
         """Log answered scores; what the script says of each. Raises `Unavailable`."""

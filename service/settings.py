@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         90, ge=1, le=3650, description="how old an event may be; time to live of histories and logs"
     )
     erased_days: int = Field(400, ge=1, le=3650, description="time to live of tombstones")
-    event_timeout_ms: float = Field(1000.0, gt=0, le=60_000, description="of each write to Redis")
+    event_timeout_ms: float = Field(3000.0, gt=0, le=60_000, description="of each write to Redis")
     log_share: float = Field(
         0.0, ge=0, le=1, description="of the answered requests that are logged, by their id's hash"
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -134,7 +134,12 @@ Entry = Event | Scored | Erased
 
 def dump(entry: Entry) -> dict[str, Any]:
     """The JSON object of an entry's ``d``."""
-    return {name: value for name, value in asdict(entry).items() if value is not None}
+    found = {name: value for name, value in vars(entry).items() if value is not None}
+    if isinstance(entry, Scored):
+        found["history"] = {
+            name: value for name, value in vars(entry.history).items() if value is not None
+        }
+    return found
 
 
 def load(kind: str, data: str | bytes) -> Entry:
@@ -172,10 +177,10 @@ def _digest(rows: np.ndarray[Any, Any]) -> str:
     return xxh3_64_hexdigest(np.ascontiguousarray(rows, "<i8").tobytes())
 
 
-def read_event(raw: Any, schema: Schema, received: int) -> Event:
+def read_event(raw: Any, kinds: Mapping[str, str], received: int) -> Event:
     """An event as a caller sent it, checked. Raises `FieldError`.
 
-    Fields beside the fixed ones may be any; those that the schema names must fit it.
+    Fields beside the fixed ones may be any; those of a known kind (`kinds_of`) must fit it.
     """
     if not isinstance(raw, Mapping):
         raise FieldError("event", "an object")
@@ -186,7 +191,6 @@ def read_event(raw: Any, schema: Schema, received: int) -> Event:
     fields = {name: value for name, value in raw.items() if name not in _FIXED}
     if len(fields) > MAX_FIELDS:
         raise FieldError("event", f"at most {MAX_FIELDS} extra fields")
-    kinds = {each.name: each.kind for each in schema.fields}
     for name, value in fields.items():
         if not name.isidentifier() or not is_name(name):
             raise FieldError("event", "names of fields that are identifiers")
@@ -200,6 +204,11 @@ def read_event(raw: Any, schema: Schema, received: int) -> Event:
         request_id=None if request_id is None else id_text(request_id, "request_id"),
         fields=fields,
     )
+
+
+def kinds_of(schema: Schema) -> dict[str, str]:
+    """The kinds of a schema's fields by their names."""
+    return {each.name: each.kind for each in schema.fields}
 
 
 def _check(name: str, value: Any, kind: str | None) -> None:

@@ -19,6 +19,7 @@ from model.contract.log import (
     Snapshot,
     digests,
     dump,
+    kinds_of,
     load,
     read_event,
 )
@@ -41,6 +42,7 @@ kind = "tags"
 max_values = 2
 """
 )
+KINDS = kinds_of(SHOP)
 RAW = {"user_id": 7, "item_id": "a", "action": "click", "ts": 5}
 IDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 
@@ -86,11 +88,11 @@ def test_events_share_a_key_only_when_they_are_the_same(
 
 def test_a_retried_event_has_the_key_of_the_first() -> None:
     """When it came, its request and its extra fields are no part of what an event is."""
-    first = read_event(RAW, SHOP, 1)
-    again = read_event({**RAW, "user_id": "7", "request_id": "r", "price": 2}, SHOP, 2)
+    first = read_event(RAW, KINDS, 1)
+    again = read_event({**RAW, "user_id": "7", "request_id": "r", "price": 2}, KINDS, 2)
     assert first.key == again.key
-    assert first.key != read_event({**RAW, "ts": 6}, SHOP, 1).key
-    assert first.key != read_event({**RAW, "action": "conversion"}, SHOP, 1).key
+    assert first.key != read_event({**RAW, "ts": 6}, KINDS, 1).key
+    assert first.key != read_event({**RAW, "action": "conversion"}, KINDS, 1).key
 
 
 @pytest.mark.parametrize("kind", ["event", "score", "erase", "other"])
@@ -130,32 +132,32 @@ def test_what_is_no_entry_is_refused(kind: str, data: str) -> None:
 def test_a_bad_event_names_its_field(change: dict[str, Any], field: str) -> None:
     """Each field is held to what it should be."""
     with pytest.raises(FieldError) as found:
-        read_event({**RAW, **change}, SHOP, 0)
+        read_event({**RAW, **change}, KINDS, 0)
     assert found.value.field == field
 
 
 def test_what_is_no_object_is_no_event() -> None:
     """A list or a text is refused as a whole."""
     with pytest.raises(FieldError, match="an object"):
-        read_event([1], SHOP, 0)
+        read_event([1], KINDS, 0)
 
 
 def test_a_field_that_no_schema_knows_yet_is_kept() -> None:
     """So that logs hold it by the time a model asks for it."""
-    event = read_event({**RAW, "dwell": 2.5, "colour": "red", "shown_with": ["b"]}, SHOP, 0)
+    event = read_event({**RAW, "dwell": 2.5, "colour": "red", "shown_with": ["b"]}, KINDS, 0)
     assert event.fields == {"dwell": 2.5, "colour": "red", "shown_with": ["b"]}
 
 
 def test_the_action_is_a_behaviour_field_where_the_schema_has_one() -> None:
     """Unless the event itself says otherwise."""
-    assert read_event({**RAW, "price": 3, "dwell": 1}, SHOP, 0).raw(SHOP) == {
+    assert read_event({**RAW, "price": 3, "dwell": 1}, KINDS, 0).raw(SHOP) == {
         "item_id": "a",
         "ts": 5,
         "action": "click",
         "price": 3,
     }
     plain = Schema.parse('name = "plain"\n[[item]]\nname = "item_id"\n')
-    assert read_event(RAW, plain, 0).raw(plain) == {"item_id": "a", "ts": 5}
+    assert read_event(RAW, kinds_of(plain), 0).raw(plain) == {"item_id": "a", "ts": 5}
 
 
 def test_each_field_has_a_digest_of_its_own(encoder: Encoder) -> None:
