@@ -62,6 +62,8 @@ EXPLORED = PAGE // 2
 CONNECTIONS = 6
 PUBLISHED, REFUSED = 0, 10
 MORNING, EVENING, NIGHT = 6 * 3600, 16 * 3600, 22 * 3600
+# Connections outlast a night's retraining, and a busy machine degrades nothing.
+PATIENT = {"timeout_ms": 30_000, "store_timeout_ms": 5_000, "keep_alive_seconds": 3600}
 _SHIFTED = 0.6
 _EVENTS = 1000
 
@@ -166,7 +168,7 @@ def demo(console: Console, plan: Plan, var: Path) -> dict[str, Any]:
         for arm, served, share in ((loop, repository, 1.0), (frozen, never, 0.0)):
             port, log = free_port(), var / f"service-{served.name}.log"
             stack.enter_context(
-                service(served, "synthetic", url, port, log, log_share=share, timeout_ms=30_000)
+                service(served, "synthetic", url, port, log, log_share=share, **PATIENT)
             )
             arm.connect(port)
             stack.callback(arm.close)
@@ -289,7 +291,7 @@ def report_events(
     shown: np.ndarray[Any, Any],
     click: np.ndarray[Any, Any],
 ) -> None:
-    """POST /events: what was shown to every user (U, PAGE) at ts (U,), and what was then clicked."""
+    """POST /events: what every user was shown (U, PAGE) at ts (U,), and what was then clicked."""
     events = []
     for user, name in enumerate(names):
         for place, item in enumerate(shown[user].tolist()):
