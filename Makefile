@@ -9,11 +9,12 @@ INSTALLED := $(VENV)/.installed
 export DATA TEST_USERS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check bench clean
+.PHONY: help demo demo-loop serve test check bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    from raw logs to a served score; DATA=path/to/ml-1m.zip (TEST_USERS=file)'
+	@echo 'make demo-loop   live traffic, retraining every simulated day, and a report'
 	@echo 'make serve   what the demo made, on 127.0.0.1:8000 (PORT=n for another)'
 	@echo 'make test    all tests; PYTEST="-k word" chooses'
 	@echo 'make check   ruff, mypy, layers'
@@ -32,6 +33,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m deploy.demo
+
+demo-loop: $(INSTALLED)
+	@$(BIN)/python -m deploy.demo_loop
 
 serve: $(INSTALLED)
 	@$(BIN)/python -m deploy.serve
