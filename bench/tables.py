@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from bench.measure import shown
+from bench.swaps import Found
 
 Rows = Sequence[dict[str, Any]]
 
@@ -120,6 +121,26 @@ def forms(rows: Rows) -> Table:
             f"{row['answer_bytes'] / 1e3:.1f}",
             str(row["errors"]),
         )
+    return table
+
+
+def swaps(found: Found) -> Table:
+    table = _table(
+        f"Swaps under load, N=200, one core: {found.seen} of {found.swaps} swaps seen",
+        ["requests"],
+        ["number", "p50 ms", "p95 ms", "p99 ms", "longest"],
+    )
+    table.caption = (
+        f"Failed: {found.failed}. p99 during swaps is {found.ratio:.2f} times that of all others."
+        f" Memory {found.memory_before_mib:.1f} MiB before, {found.memory_after_mib:.1f} after."
+    )
+    rows = (
+        ("during a swap", found.during, found.during_ms),
+        ("all others", found.requests - found.during, found.steady_ms),
+        ("a swap, label to first answer", found.seen, found.swap_ms),
+    )
+    for name, number, ms in rows:
+        table.add_row(name, f"{number:,}", *(f"{value:,.1f}" for value in ms.values()))
     return table
 
 

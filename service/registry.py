@@ -23,6 +23,7 @@ from pathlib import Path
 from model.contract.bundle import BundleError
 from model.contract.labels import LabelError, LabelFile, Labels
 from model.contract.repository import Repository, RepositoryError
+from service.background import background
 from service.engine import EngineError
 from service.lineup import Lineup
 from service.recorded import Recorded
@@ -56,6 +57,7 @@ class Registry:
         self._refused: dict[tuple[str, int], tuple[Stamp, str]] = {}
         self._trouble = "no version was looked for yet"
         self._told: set[str] = set()
+        self._pool = background("versions")
         self._lineup: Lineup | None = None
         # A canary that failed here, with its share then: it gets no traffic until that changes.
         self._withdrawn: tuple[int, float] | None = None
@@ -90,7 +92,7 @@ class Registry:
     async def renew(self) -> None:
         """Look at the repository, off the event loop, and switch to what it says."""
         try:
-            found = await asyncio.to_thread(self.look)
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, self.look)
         except Exception:
             _log.exception("looking for versions failed")
         else:
