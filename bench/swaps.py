@@ -3,7 +3,8 @@ left. A real service, a realistic bundle published twice, requests at a constant
 label `stable` moved to and fro.
 
 A request counts as made during a swap when it overlaps the time from the label's change to the
-first answer of the version labelled.
+first answer of the version labelled. Latencies are those of the calmer half of the swaps, each with
+the time until the next, in which others took least of the server's core; failures are of all.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ import numpy.typing as npt
 from bench import load, servers, world
 from bench.graph import Exported
 from bench.load import Outcome
-from bench.servers import Cores, Server
+from bench.servers import Cores, Server, Used
 from bench.turns import is_good
 from bench.world import MIXED
 from deploy import processes
@@ -44,19 +46,20 @@ class Plan:
 
     users: int = 10_000
     swaps: int = 100
-    every: float = 1.5
+    every: float = 2.5
     per_second: float = 60.0
 
 
 @dataclass(frozen=True)
 class Found:
-    """What came of it. ``seen`` are the swaps after which the version labelled answered."""
+    """What came of it. ``seen`` are the swaps after which the version labelled answered;
+    ``taken`` is the most that others took of the core in the calmer half."""
 
     requests: int
     failed: int
     swaps: int
     seen: int
-    during: int
+    taken: float
     steady_ms: dict[str, float]
     during_ms: dict[str, float]
     swap_ms: dict[str, float]
@@ -98,53 +101,72 @@ def measure(server: Server, labels: LabelFile, plan: Plan) -> Found:
     before = server.memory_mib()
     count = round(plan.per_second * plan.every * (plan.swaps + 1))
     requests = [one.rows() for one in world.draw(MIXED, plan.users, CANDIDATES, count, seed=8)]
-    moved: list[tuple[float, int]] = []
-    swapping = threading.Thread(target=_swap, args=(labels, plan, moved))
+    moved: list[Moved] = []
+    swapping = threading.Thread(target=_swap, args=(server, labels, plan, moved))
     swapping.start()
     outcome = load.opened(server.port, requests, plan.per_second)
     swapping.join()
     time.sleep(SETTLE_SECONDS)
-    return _found(outcome, plan, moved, before, server.memory_mib())
+    return found_in(outcome, plan, moved, before, server.memory_mib())
 
 
-def _swap(labels: LabelFile, plan: Plan, moved: list[tuple[float, int]]) -> None:
-    """Move the label; when and to which version goes to ``moved``."""
+class Moved(NamedTuple):
+    """When a label was moved to which version, and what the server and its core had used then."""
+
+    at: float
+    version: int
+    used: Used
+
+
+def _swap(server: Server, labels: LabelFile, plan: Plan, moved: list[Moved]) -> None:
+    """Move the label every so often; one more entry tells the end of the last turn."""
     begin = time.monotonic() + plan.every / 2
-    for at in range(plan.swaps):
+    for at in range(plan.swaps + 1):
         time.sleep(max(0.0, begin + at * plan.every - time.monotonic()))
         version = 2 - at % 2
-        moved.append((time.monotonic(), version))
-        labels.promote(version)
+        moved.append(Moved(time.monotonic(), version, server.used()))
+        if at < plan.swaps:
+            labels.promote(version)
 
 
-def _found(
-    outcome: Outcome, plan: Plan, moved: Sequence[tuple[float, int]], before: float, after: float
+def found_in(
+    outcome: Outcome, plan: Plan, moved: Sequence[Moved], before: float, after: float
 ) -> Found:
     due = outcome.began + np.arange(len(outcome.answers)) / plan.per_second
     ended = due + outcome.latency
     versions = np.array([_version(answer.body) for answer in outcome.answers])
-    during = np.zeros(len(due), np.bool_)
+    during, calm = np.zeros(len(due), np.bool_), np.zeros(len(due), np.bool_)
+    turns = list(pairwise(moved))
+    quiet = float(np.median([_taken(*turn) for turn in turns]))
     windows = []
-    for at, (begin, version) in enumerate(moved):
-        until = moved[at + 1][0] if at + 1 < len(moved) else np.inf
-        its = ended[(versions == version) & (ended > begin) & (ended < until)]
+    for turn in turns:
+        begin, end = turn[0].at, turn[1].at
+        its = ended[(versions == turn[0].version) & (ended > begin) & (ended < end)]
         if len(its):
             end = float(its.min())
             windows.append(end - begin)
-            during |= (due <= end) & (ended >= begin)
+        during |= (due <= end) & (ended >= begin)
+        if _taken(*turn) <= quiet:
+            calm |= (due >= begin) & (due < turn[1].at)
     latency = outcome.latency * 1e3
     return Found(
         requests=len(due),
         failed=sum(not is_good(answer) for answer in outcome.answers),
-        swaps=len(moved),
+        swaps=len(turns),
         seen=len(windows),
-        during=int(during.sum()),
-        steady_ms=_percentiles(latency[~during]),
-        during_ms=_percentiles(latency[during]),
+        taken=quiet,
+        steady_ms=_percentiles(latency[calm & ~during]),
+        during_ms=_percentiles(latency[calm & during]),
         swap_ms=_percentiles(np.array(windows) * 1e3),
         memory_before_mib=before,
         memory_after_mib=after,
     )
+
+
+def _taken(begin: Moved, end: Moved) -> float:
+    """The share of its core that others took from the server."""
+    core, server = end.used.core - begin.used.core, end.used.server - begin.used.server
+    return max(0.0, core - server) / (end.at - begin.at)
 
 
 def _version(body: bytes) -> int:
@@ -155,6 +177,7 @@ def _version(body: bytes) -> int:
 
 
 def _percentiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
-    if not len(values):
-        return dict.fromkeys(("50", "95", "99", "100"), float("nan"))
-    return {str(at): float(np.percentile(values, at)) for at in (50, 95, 99, 100)}
+    """With their number as "count"."""
+    places = (50, 95, 99, 100)
+    found = np.percentile(values, places).tolist() if len(values) else [float("nan")] * 4
+    return {"count": len(values), **{str(at): each for at, each in zip(places, found, strict=True)}}
