@@ -297,7 +297,8 @@ class Registry:
         self._trouble = trouble
         if trouble not in self._told:  # once, not with every look
             self._told.add(trouble)
-            _log.warning("%s", trouble)
+            what = "the labels are not followed" if broken else "no new version"
+            _log.warning("%s: %s", what, trouble)
 
 
 def _passing(cause: BaseException | None) -> bool:
