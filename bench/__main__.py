@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench import forms, graph, memory, plots, serving, tables, training
+from bench import forms, graph, memory, plots, serving, swaps, tables, training
 from bench.graph import Exported
 from bench.measure import Machine, load, machine, pin
 from bench.servers import Cores, ServerError
@@ -74,6 +74,16 @@ def memory_command(
     """The service's memory after many requests."""
     bench = Bench.start(out, quick=False)
     bench.memory(bench.exported("sigmoid"), requests, candidates)
+
+
+@app.command("swaps")
+def swaps_command(
+    swaps: Annotated[int, typer.Option(help="Of the stable version.")] = 100,
+    out: Out = OUT,
+) -> None:
+    """Swaps of a version under load: failures, latencies during a swap, memory after all."""
+    bench = Bench.start(out, quick=False)
+    bench.swaps(bench.exported("sigmoid"), swaps)
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,16 @@ class Bench:
                 self.console.print(f"after {done:>9,} requests: {mib:.1f} MiB", highlight=False)
                 rows.append({"requests": done, "resident_mib": mib})
         self._write("memory", candidates=candidates, rows=rows)
+
+    def swaps(self, exported: Exported, count: int) -> None:
+        plan = swaps.Plan(swaps=count)
+        with (
+            self.console.status("swapping versions under load"),
+            swaps.running(exported, plan.users, self.cores) as (server, labels),
+        ):
+            found = swaps.measure(server, labels, plan)
+        self.console.print(tables.swaps(found))
+        self._write("swaps", plan=asdict(plan), **found.document())
 
     def _write(self, name: str, **found: Any) -> None:
         self.out.mkdir(parents=True, exist_ok=True)

@@ -32,11 +32,13 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Answers and latencies in seconds, [n] in the order of the requests; all took ``seconds``."""
+    """Answers and latencies in seconds, [n] in the order of the requests; all took ``seconds``,
+    from ``began`` of the monotonic clock."""
 
     answers: Sequence[Answer]
     latency: npt.NDArray[np.float64]
     seconds: float
+    began: float = 0.0
 
 
 def closed(port: int, requests: Sequence[bytes], connections: int) -> Outcome:
@@ -146,7 +148,7 @@ async def _closed(port: int, requests: Sequence[bytes], connections: int) -> Out
         left = enumerate(requests)
         begin = clock()
         await asyncio.gather(*(go_on(client, left) for _ in range(connections)))
-        return Outcome(answers, latency, clock() - begin)
+        return Outcome(answers, latency, clock() - begin, begin)
 
 
 async def _opened(
@@ -166,4 +168,4 @@ async def _opened(
             due = begin + at / per_second
             await asyncio.sleep(due - clock())
             group.create_task(send(client, at, due))
-    return Outcome(answers, latency, clock() - begin)
+    return Outcome(answers, latency, clock() - begin, begin)

@@ -134,9 +134,12 @@ def reference(folder: Path, redis_url: str, longest: int, *, trim: bool) -> list
 
 
 @contextmanager
-def running(commands: Mapping[str, list[str]], core: int) -> Iterator[dict[str, Server]]:
-    """``python -m command`` for each, on one core, once all are ready. Raises `ServerError`."""
-    environment = {**os.environ, **PATIENT, "OMP_WAIT_POLICY": "PASSIVE"}
+def running(
+    commands: Mapping[str, list[str]], core: int, more: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Server]]:
+    """``python -m command`` for each, on one core, once all are ready; ``more`` is for their
+    environment. Raises `ServerError`."""
+    environment = {**os.environ, **PATIENT, "OMP_WAIT_POLICY": "PASSIVE", **(more or {})}
     with ExitStack() as stack:
         servers = {}
         for name, command in commands.items():

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from bench.measure import shown
+from bench.swaps import Found
 
 Rows = Sequence[dict[str, Any]]
 
@@ -120,6 +121,29 @@ def forms(rows: Rows) -> Table:
             f"{row['answer_bytes'] / 1e3:.1f}",
             str(row["errors"]),
         )
+    return table
+
+
+def swaps(found: Found) -> Table:
+    table = _table(
+        f"Swaps under load, N=200, one core: {found.seen} of {found.swaps} swaps seen",
+        ["requests"],
+        ["number", "p50 ms", "p95 ms", "p99 ms", "longest"],
+    )
+    before, after = found.memory_before_mib, found.memory_after_mib
+    table.caption = (
+        f"Of the calmer half of the swaps, others taking up to {found.taken:.0%} of the core. p99"
+        f" during swaps: {found.ratio:.2f} times that of all others. Of all {found.requests:,}"
+        f" requests {found.failed} failed. Memory: {before:.1f} MiB before, {after:.1f} after."
+    )
+    rows = (
+        ("during a swap", found.during_ms),
+        ("all others", found.steady_ms),
+        ("a swap, label to first answer", found.swap_ms),
+    )
+    for name, ms in rows:
+        count, *several = ms.values()
+        table.add_row(name, f"{count:,.0f}", *(f"{value:,.1f}" for value in several))
     return table
 
 

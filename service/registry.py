@@ -13,22 +13,21 @@ no other: what nobody has vetted is never served because something else broke.
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from model.contract.bundle import BundleError
 from model.contract.labels import LabelError, LabelFile, Labels
 from model.contract.repository import Repository, RepositoryError
-from service.engine import EngineError
+from service.background import background
 from service.lineup import Lineup
 from service.recorded import Recorded
+from service.shelf import BusyError, Shelf
 from service.telemetry import Telemetry
 from service.trial import Trial
-from service.verify import OpenEngine, Stamp, Version, stamp_of, verify
+from service.verify import OpenEngine, Version
 
 BAND, LEAST = 0.02, 200
 _log = logging.getLogger(__name__)
@@ -49,13 +48,12 @@ class Registry:
         max_bytes: int | None = None,
     ) -> None:
         self._root, self._name = root, name
-        self._open_engine, self._telemetry = open_engine, telemetry
-        self._recorded = recorded or Recorded()
+        self._telemetry = telemetry
+        self._shelf = Shelf(open_engine, telemetry, recorded or Recorded(), max_bytes)
         self._trial = trial or Trial(BAND, LEAST)
-        self._max_bytes = max_bytes
-        self._refused: dict[tuple[str, int], tuple[Stamp, str]] = {}
         self._trouble = "no version was looked for yet"
         self._told: set[str] = set()
+        self._pool = background("versions")
         self._lineup: Lineup | None = None
         # A canary that failed here, with its share then: it gets no traffic until that changes.
         self._withdrawn: tuple[int, float] | None = None
@@ -79,7 +77,7 @@ class Registry:
     @property
     def refused(self) -> int:
         """How many versions are known to be bad."""
-        return len(self._refused)
+        return self._shelf.refused
 
     async def watch(self, every: float) -> None:
         """Follow the repository, for ever."""
@@ -90,7 +88,7 @@ class Registry:
     async def renew(self) -> None:
         """Look at the repository, off the event loop, and switch to what it says."""
         try:
-            found = await asyncio.to_thread(self.look)
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, self.look)
         except Exception:
             _log.exception("looking for versions failed")
         else:
@@ -193,31 +191,33 @@ class Registry:
         return replace(lineup, canary_share=0.0)
 
     def _stable(
-        self, repository: Repository, numbers: Iterable[int], labels: Labels
+        self, repository: Repository, numbers: Collection[int], labels: Labels
     ) -> Version | None:
-        """The version to be stable; None where there is no valid one or none can be opened now."""
-        present, current = list(numbers), self.current
+        """The version to be stable; None where there is no valid one."""
+        current = self.current
         if labels.stable is None:
-            for number in reversed(present):
-                try:
-                    version = self._valid(repository, number)
-                except BundleError as error:
-                    self._explain(f"version {number} can't be opened now: {error}")
-                    return current
-                if version is not None:
-                    return version
-            return current
-        found = self._labelled(repository, present, labels.stable)
+            return self._newest(repository, numbers) or current
+        found = self._labelled(repository, numbers, labels.stable)
         if found is not None or current is not None:
             return found or current
-        for number in labels.previous:
-            found = self._labelled(repository, present, number)
+        before = (self._labelled(repository, numbers, number) for number in labels.previous)
+        return next((version for version in before if version is not None), None)
+
+    def _newest(self, repository: Repository, numbers: Collection[int]) -> Version | None:
+        """The newest valid version; None also when one can't be opened now."""
+        for number in sorted(numbers, reverse=True):
+            try:
+                found = self._shelf.get(repository, number, self._loaded())
+            except BusyError as error:
+                self._explain(str(error))
+                return None
             if found is not None:
                 return found
+            self._trouble = f"version {number} refused: {self._shelf.why_not(repository, number)}"
         return None
 
     def _labelled(
-        self, repository: Repository, numbers: Iterable[int], number: int | None
+        self, repository: Repository, numbers: Collection[int], number: int | None
     ) -> Version | None:
         """A labelled version; None where it is not there, bad, or can't be opened now."""
         if number is None:
@@ -226,49 +226,17 @@ class Registry:
             self._explain(f"version {number} has a label and is not there", broken=True)
             return None
         try:
-            found = self._valid(repository, number)
-        except BundleError as error:
-            self._explain(f"version {number} can't be opened now: {error}")
+            found = self._shelf.get(repository, number, self._loaded())
+        except BusyError as error:
+            self._explain(str(error))
             return None
         if found is None:
-            why = self._refused.get((repository.name, number), (None, "it was just removed"))[1]
+            why = self._shelf.why_not(repository, number)
             self._explain(f"version {number} has a label and is refused: {why}", broken=True)
         return found
 
-    def _valid(self, repository: Repository, number: int) -> Version | None:
-        """A version, proved; the one in service where it is that. None for a bad one.
-
-        Raises `BundleError` when the machine, not the version, was short of something.
-        """
-        try:
-            stamp = stamp_of(repository, number)
-        except OSError:  # just removed
-            return None
-        for version in self._lineup.versions() if self._lineup else ():
-            key = (version.name, version.number, version.stamp)
-            if key == (repository.name, number, stamp):
-                return version
-        place = (repository.name, number)
-        if place in self._refused and self._refused[place][0] == stamp:
-            return None
-        try:
-            return verify(
-                repository,
-                number,
-                self._open_engine,
-                max_bytes=self._max_bytes,
-                recorded=self._recorded.samples(),
-            )
-        except (BundleError, EngineError) as error:
-            if _passing(error.__cause__):
-                raise BundleError(str(error), error.reason) from error
-            self._refused[place] = (stamp, f"{error.reason}: {error}")
-            self._telemetry.refused.labels(repository.name, error.reason).inc()
-            self._trouble = f"version {number} refused: {error}"
-            _log.error(
-                "%s version %d refused: %s (%s)", repository.name, number, error, error.reason
-            )
-            return None
+    def _loaded(self) -> list[Version]:
+        return [] if self._lineup is None else self._lineup.versions()
 
     def _tell(self, before: Lineup | None, now: Lineup) -> None:
         """Metrics and log lines of a switch."""
@@ -295,10 +263,5 @@ class Registry:
         self._trouble = trouble
         if trouble not in self._told:  # once, not with every look
             self._told.add(trouble)
-            _log.warning("%s", trouble)
-
-
-def _passing(cause: BaseException | None) -> bool:
-    """Whether the machine, not the version, was short of something."""
-    short = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-    return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in short)
+            what = "the labels are not followed" if broken else "no new version"
+            _log.warning("%s: %s", what, trouble)

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 
@@ -20,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.contract.schema import Schema
+from service.background import background
 from service.encoding import encode
 from service.engine import expit
 from service.features import Stored
@@ -30,7 +28,6 @@ from service.wire import Ask
 Floats = npt.NDArray[np.float64]
 
 WAITING = 4
-_NICE = 10
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +39,7 @@ class Shadow:
         self._offered: set[asyncio.Future[None]] = set()
 
     async def __aenter__(self) -> Shadow:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="shadow", initializer=yield_cpu)
+        self._pool = background("shadow")
         return self
 
     async def __aexit__(
@@ -124,9 +121,3 @@ def _ranks(values: Floats) -> Floats:
     ends = np.cumsum(counts)
     shared: Floats = ends - (counts + 1) / 2
     return shared[at]
-
-
-def yield_cpu() -> None:
-    """Have the calling thread run when no other wants to; only Linux knows of single threads."""
-    if hasattr(os, "setpriority") and os.uname().sysname == "Linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

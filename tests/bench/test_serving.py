@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import forms, graph, load, memory, plots, servers, serving, tables, turns, world
+from bench import forms, load, memory, plots, servers, serving, tables, turns, world
+from bench.graph import Exported
 from bench.servers import Cores, Server
 from bench.world import FIXED, LONG, MIXED, MIXES
 from tests.support import redis_server
@@ -20,9 +21,8 @@ Running = dict[str, Server]
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
+def running(exported: Exported) -> Iterator[Running]:
     redis_server()
-    exported = graph.exported("sigmoid", longest=400)
     with serving.running(exported, USERS, MIXES, Cores.found()) as found:
         yield found
 

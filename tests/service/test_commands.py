@@ -194,6 +194,7 @@ LOAD = ("load-histories", "--repository", "GOOD", "--redis-url", NOWHERE, "--dat
         ("promote", "9", "--repository", "GOOD"),
         ("promote", "1", "--repository", "NONE"),
         ("rollback", "--repository", "GOOD"),
+        ("admin", "--repository", "GOOD"),
         ("canary", "1", "--repository", "GOOD"),
         ("canary", "1", "--share", "0.5", "--repository", "GOOD"),
         ("shadow", "--share", "0.5", "--repository", "GOOD"),

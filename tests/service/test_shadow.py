@@ -46,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scores(one: Version, asked: Ask = ASK) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    batch, _, _ = encode(asked, Stored(one.encoder.codec.empty()), one.encoder)
+    batch = encode(asked, Stored(one.encoder.codec.empty()), one.encoder).batch
     return expit(one.engine.run(batch).logit.astype(np.float64))
 
 

@@ -186,6 +186,6 @@ def test_a_recorded_history_is_read_in_the_layout_of_a_new_version() -> None:
     new = toy_encoder(Schema.parse(TOY.replace('name = "rating"', 'name = "dwell"')))
     stored = Stored(old.records([{"item_id": "i3", "ts": 1, "rating": "5"}]))
     converted = new.codec.convert(stored.history, old.codec)
-    batch, _, _ = encode(Ask(user="", candidates=["i1"]), Stored(converted), new)
+    batch = encode(Ask(user="", candidates=["i1"]), Stored(converted), new).batch
     expected = new.behaviours(new.records([{"item_id": "i3", "ts": 1}]))
     assert batch.history[0].tolist() == expected.tolist()

@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 
 from model.contract.bundle import Bundle
+from model.contract.labels import LabelFile
+from model.contract.repository import Repository
 from service.app import create_app
 from service.engine import EngineError
 from service.settings import Settings
@@ -363,6 +365,33 @@ def test_all_workers_take_a_new_version_and_no_request_fails(tmp_path: Path) -> 
         assert [each.failed for each in loads.callers] == [[]] * len(loads.callers)
         assert {version for each in loads.callers for version in each.versions} == {1, 2}
         assert service.metric("dinserve_model_swaps_total") == 4
+
+
+def test_all_workers_follow_the_labels(tmp_path: Path) -> None:
+    """Every worker puts a user on the same side; the metrics tell one canary, not a sum, and it is
+    gone once the last worker gave it up. A label that none can follow is counted by worker."""
+    root = tmp_path / "root"
+    for bias in range(3):
+        publish_toy(root, bias=float(bias))
+    labels = LabelFile(Repository(root, "toy"), by="test")
+    labels.promote(1)
+    with Workers(root, tmp_path / "log") as service, ExitStack() as opened:
+        connections = service.one_of_each(opened)
+        labels.start_canary(2, 1.0)
+        until(lambda: [each.score()["version"] for each in connections] == [2, 2])
+        assert service.metric("dinserve_label_version") == 2
+        assert service.metric("dinserve_label_share") == 1
+        assert service.metric("dinserve_model_version") == 1
+        labels.stop_canary()
+        until(lambda: [each.score()["version"] for each in connections] == [1, 1])
+        until(lambda: service.metric("dinserve_label_version") == 0)
+        graph = root / "toy" / "3" / "model.onnx"
+        graph.write_bytes(graph.read_bytes()[:-1])
+        labels.promote(3)
+        until(lambda: service.metric("dinserve_labels_broken") == 2)
+        assert [each.score()["version"] for each in connections] == [1, 1]
+        labels.rollback()
+        until(lambda: service.metric("dinserve_labels_broken") == 0)
 
 
 def test_stopped_workers_finish_what_they_began(tmp_path: Path) -> None:
