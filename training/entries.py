@@ -155,13 +155,12 @@ def _check(kind: str, row: Row) -> None:
 
 
 def _hold(kind: str, name: str, value: Any, dtype: pl.DataType) -> None:
-    if isinstance(dtype, pl.List):
-        sound = isinstance(value, list)
-        for each in value if sound else ():
-            if each is not None:  # a candidate without a name
-                _hold(kind, name, each, dtype.inner)  # type: ignore[arg-type]
-    elif isinstance(dtype, pl.String):
-        sound = isinstance(value, str) and _is_text(value)
+    if dtype == pl.List(pl.String()):  # null for a candidate without a name
+        sound = isinstance(value, list) and all(each is None or _is_text(each) for each in value)
+    elif dtype == pl.List(pl.Int64()):
+        sound = isinstance(value, list) and set(map(type, value)) <= {int}
+    elif dtype == pl.String():
+        sound = _is_text(value)
     else:
         low, high = _BOUNDS[dtype]
         sound = type(value) is int and low <= value < high
@@ -171,17 +170,17 @@ def _hold(kind: str, name: str, value: Any, dtype: pl.DataType) -> None:
 
 def _check_probability(entry: Scored) -> None:
     """Raises ValueError unless each task has a number for each candidate."""
-    tasks = entry.probability.values() if isinstance(entry.probability, dict) else [None]
+    given: Any = entry.probability
+    tasks: list[Any] = list(given.values()) if isinstance(given, dict) else [None]
     for each in tasks:
-        if (
-            not isinstance(each, list)
-            or not all(type(value) in (int, float) for value in each)
-            or len(each) != len(entry.candidates)
-        ):
+        numbers = isinstance(each, list) and set(map(type, each)) <= {int, float}
+        if not numbers or len(each) != len(entry.candidates):
             raise ValueError("scores: probability: expected a number for each candidate")
 
 
-def _is_text(value: str) -> bool:
+def _is_text(value: Any) -> bool:
+    if type(value) is not str:
+        return False
     try:
         value.encode()
     except UnicodeEncodeError:  # a lone surrogate, which JSON may hold
