@@ -1,4 +1,4 @@
-"""Feedback through real processes: what a service took is in the files, and erased users are not."""
+"""Feedback through real processes: what a service took is in the files until it is erased."""
 
 from __future__ import annotations
 
