@@ -265,13 +265,15 @@ def replay(
 @app.command()
 def collect(
     logs: Annotated[Path, typer.Option(help="Folder of the collected logs; made when not there.")],
-    redis_url: Annotated[str, typer.Option(help="Where the service logs.")] = (
-        "redis://127.0.0.1:6379/0"
-    ),
-    key_prefix: Annotated[str, typer.Option(help="As of the service.")] = "din",
+    redis_url: Annotated[
+        str, typer.Option(envvar="DINSERVE_REDIS_URL", help="Where the service logs.")
+    ] = "redis://127.0.0.1:6379/0",
+    key_prefix: Annotated[
+        str, typer.Option(envvar="DINSERVE_KEY_PREFIX", help="As of the service.")
+    ] = "din",
     once: Annotated[bool, typer.Option("--once", help="Write what is there now, and end.")] = False,
     every: Annotated[float, typer.Option(min=0.01, help="Seconds between files.")] = 30.0,
-    rows: Annotated[int, typer.Option(min=1, help="Write sooner with so many entries.")] = 50_000,
+    rows: Annotated[int, typer.Option(min=1, help="Write sooner with so many entries.")] = 10_000,
     consumer: Annotated[
         str | None, typer.Option(help="Name in the consumer group; default: HOST-PID.")
     ] = None,

@@ -174,13 +174,12 @@ def tell(event: str, **figures: Any) -> None:
 @contextmanager
 def _alone(files: Files, once: bool, stop: threading.Event) -> Iterator[bool]:
     """Be the only writer, if need be after another; False when stopped before."""
-    waited = False
+    held = waited = False
     with ExitStack() as stack:
-        while not stop.is_set():
+        while not held and not stop.is_set():
             try:
                 stack.enter_context(files.alone())
-                yield True
-                return
+                held = True
             except BusyError as error:
                 if once:
                     raise CollectError(str(error)) from None
@@ -188,7 +187,7 @@ def _alone(files: Files, once: bool, stop: threading.Event) -> Iterator[bool]:
                     tell("waiting_for_another_collector")
                 waited = True
                 stop.wait(1.0)
-        yield False
+        yield held
 
 
 def _tell_written(written: Written) -> None:

@@ -35,7 +35,8 @@ from training.files import Files
 
 SMALL_BYTES = 64 * 2**20
 TOGETHER = 16  # small files of a folder become one
-FOLDERS_KNOWN = 32
+FOLDERS_KNOWN = 8  # whose keys the writer keeps in memory, 8 bytes each
+_TRIES = 10
 Keys = npt.NDArray[np.uint64]
 
 
@@ -88,13 +89,16 @@ class Collected:
     def _rows(self, kind: str, folders: Sequence[str], since: int | None = None) -> pl.DataFrame:
         """All rows of some folders. A file may go while it is asked for, into a larger one."""
         columns = COLUMNS[kind]
-        while True:
+        for left in reversed(range(_TRIES)):
             paths = [path for name in folders for path in (self.folder / name).glob("*.parquet")]
             try:
                 frames = [_file(path, list(columns), since) for path in sorted(paths)]
             except FileNotFoundError:
-                continue
-            return pl.concat([pl.DataFrame(schema=columns), *frames])
+                if not left:
+                    raise
+            else:
+                return pl.concat([pl.DataFrame(schema=columns), *frames])
+        raise AssertionError("not reached")
 
 
 @dataclass(frozen=True)

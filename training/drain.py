@@ -27,7 +27,7 @@ class Pace:
     """Entries are written once there are so many ``rows``, or after ``every`` seconds. What
     another consumer has held for ``claim_after`` seconds is taken over."""
 
-    rows: int = 50_000
+    rows: int = 10_000
     every: float = 30.0
     claim_after: float = 60.0
 

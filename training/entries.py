@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -63,11 +63,6 @@ COLUMNS: Mapping[str, Mapping[str, pl.DataType]] = {
 _NULLABLE = {"events": {"request_id"}, "scores": {"newest", "raw", "degraded"}}
 _EPOCH = date(1970, 1, 1)
 _A_DAY = {"s": 86_400, "ms": 86_400_000}
-_BOUNDS: Mapping[pl.DataType, tuple[int, int]] = {
-    pl.UInt64(): (0, 2**64),
-    pl.Int64(): (-(2**63), 2**63),
-    pl.Int16(): (0, 2**15),
-}
 Row = dict[str, Any]
 
 
@@ -125,7 +120,7 @@ def _row(entry: Entry) -> tuple[str, Row]:
         kind = "erased"
     for name in ("user_id", "item_id", "action", "request_id"):  # what keys are made of
         if name in row and not (name == "request_id" and kind == "events"):
-            _hold(kind, name, row[name], pl.String())
+            _hold(kind, name, row[name])
     return kind, row | {"key": entry.key}
 
 
@@ -149,44 +144,67 @@ def _day(kind: str, row: Row, unit: TsUnit) -> date | None:
 
 def _check(kind: str, row: Row) -> None:
     """Raises ValueError, which names the column, for what its type can't hold."""
-    for name, dtype in COLUMNS[kind].items():
+    for name in COLUMNS[kind]:
         if row[name] is not None or name not in _NULLABLE.get(kind, ()):
-            _hold(kind, name, row[name], dtype)
+            _hold(kind, name, row[name])
 
 
-def _hold(kind: str, name: str, value: Any, dtype: pl.DataType) -> None:
-    if isinstance(dtype, pl.List):
-        sound = isinstance(value, list)
-        for each in value if sound else ():
-            if each is not None:  # a candidate without a name
-                _hold(kind, name, each, dtype.inner)  # type: ignore[arg-type]
-    elif isinstance(dtype, pl.String):
-        sound = isinstance(value, str) and _is_text(value)
-    else:
-        low, high = _BOUNDS[dtype]
-        sound = type(value) is int and low <= value < high
-    if not sound:
-        raise ValueError(f"{kind}: {name}: expected {dtype}")
+def _hold(kind: str, name: str, value: Any) -> None:
+    if not _SOUND[kind][name](value):
+        raise ValueError(f"{kind}: {name}: expected {COLUMNS[kind][name]}")
 
 
 def _check_probability(entry: Scored) -> None:
     """Raises ValueError unless each task has a number for each candidate."""
-    tasks = entry.probability.values() if isinstance(entry.probability, dict) else [None]
+    given: Any = entry.probability
+    tasks: list[Any] = list(given.values()) if isinstance(given, dict) else [None]
     for each in tasks:
-        if (
-            not isinstance(each, list)
-            or not all(type(value) in (int, float) for value in each)
-            or len(each) != len(entry.candidates)
-        ):
+        numbers = isinstance(each, list) and set(map(type, each)) <= {int, float}
+        if not numbers or len(each) != len(entry.candidates):
             raise ValueError("scores: probability: expected a number for each candidate")
 
 
-def _is_text(value: str) -> bool:
+def _is_text(value: Any) -> bool:
+    if type(value) is not str:
+        return False
     try:
         value.encode()
     except UnicodeEncodeError:  # a lone surrogate, which JSON may hold
         return False
     return True
+
+
+def _are_texts(value: Any) -> bool:
+    """A list; None stands for a candidate without a name."""
+    return isinstance(value, list) and all(each is None or _is_text(each) for each in value)
+
+
+def _are_integers(value: Any) -> bool:
+    return isinstance(value, list) and set(map(type, value)) <= {int}
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _is_made(value: Any) -> bool:
+    """A key or a partition, which are of our own making."""
+    return True
+
+
+_CHECKS: Mapping[pl.DataType, Callable[[Any], bool]] = {
+    pl.String(): _is_text,
+    pl.Int64(): _is_integer,
+    pl.List(pl.String()): _are_texts,
+    pl.List(pl.Int64()): _are_integers,
+    pl.UInt64(): _is_made,
+    pl.Int16(): _is_made,
+}
+# Found once: comparing types takes longer than checking values.
+_SOUND = {
+    kind: {name: _CHECKS[dtype] for name, dtype in COLUMNS[kind].items()}
+    for kind in ("events", "scores", "erased")
+}
 
 
 def _json(value: Any) -> str:

@@ -32,7 +32,7 @@ class Streams:
     redis: Redis
     prefix: str
     consumer: str
-    count: int = 500
+    count: int = 100
 
     def join(self) -> None:
         """Have the group on every stream, from its first entry on."""

@@ -338,33 +338,35 @@ def test_fifty_kills_lose_nothing_and_double_nothing(
 ) -> None:
     """Collectors are killed at steps drawn with a seed while entries come in; in the end each is
     in the files once, what was erased is not, and the streams are empty."""
-    random_ = random.Random(4)
+    drawn, again = random.Random(4), random.Random(5)
     server_of_forks = multiprocessing.get_context("forkserver")
     server_of_forks.set_forkserver_preload(["tests.training.entries"])
-    over, added = threading.Event(), []
+    over, added, kills = threading.Event(), list[Entry](), 0
 
     def feed() -> None:
+        """Some entries all the time, but no more than 40 for each kill, however slow they are."""
         with redis.Redis.from_url(server.url, protocol=2) as own:
-            while not over.is_set():
+            while not over.wait(0.005):
                 n = len(added)
+                if n >= 40 * (kills + 1):
+                    continue
                 some: list[Entry] = [
                     event(f"u{each % 97}", f"i{each}", NOON + each % 3 * 40_000)
                     for each in range(n, n + 5)
                 ]
                 some += [score(f"u{n % 97}", f"r{n}")]
-                add(own, *some, *random_.sample(some, 2))  # two are sent again
+                add(own, *some, *again.sample(some, 2))  # two are sent again
                 added.extend(some)
-                over.wait(0.01)
 
     feeder = threading.Thread(target=feed)
     feeder.start()
     try:
-        for kill in range(KILLS):
-            if kill == KILLS // 2:
+        for kills in range(KILLS):
+            if kills == KILLS // 2:
                 gone = "u5"
                 add(client, event(gone, "to be erased"), erasure(gone, 2 * NOON))
                 add(client, event(gone, "back", received=(2 * NOON + 1) * 1000))
-            where = (server.url, logs, f"c{kill % 3}", random_.randrange(1, 250))
+            where = (server.url, logs, f"c{kills % 3}", drawn.randrange(1, 150))
             child = server_of_forks.Process(target=collect_until_killed, args=where)
             child.start()
             child.join(60)
