@@ -37,6 +37,7 @@ def plot(file: Path, days: Sequence[Any], arms: tuple[Any, Any], plan: Any) -> N
         figure = Figure(figsize=(9, 6.5), dpi=120, layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
         at = np.arange(len(days))
+        upper.plot(at, [day.auc for day in days], color=MARK, linewidth=1, label="the truth")
         for arm, colour, style in zip(arms, (LOOP, NEVER), ("o-", "s--"), strict=True):
             upper.plot(at, arm.auc, style, color=colour, label=arm.name)
             lower.plot(at, np.cumsum(arm.regret), style, color=colour, label=arm.name)
@@ -81,6 +82,7 @@ def _page(image: Path, days: Sequence[Any], arms: tuple[Any, Any], plan: Any) ->
         values = (
             f"{loop.auc[at]:.3f}",
             f"{never.auc[at]:.3f}",
+            f"{day.auc:.3f}",
             f"{loop.regret[at]:.1f}",
             f"{never.regret[at]:.1f}",
             str(day.version),
@@ -96,10 +98,12 @@ def _page(image: Path, days: Sequence[Any], arms: tuple[Any, Any], plan: Any) ->
 <p>{plan.users} users, {plan.rounds} visits of each a day, {plan.days} days. On day {plan.shift}
 taste shifts; the logs of day {plan.poison} are poisoned before that night's retrain.</p>
 <p><img alt="Live AUC and regret by day" src="data:image/png;base64,{data}"></p>
-<table><thead><tr><th>day</th><th>AUC, loop</th><th>AUC, never</th><th>lost, loop</th>
+<table><thead><tr><th>day</th><th>AUC, loop</th><th>AUC, never</th><th>AUC, truth</th>
+<th>lost, loop</th>
 <th>lost, never</th><th>version</th><th>s</th><th>retrain that night</th></tr></thead>
 <tbody>{"".join(rows)}</tbody></table>
-<p><small>AUC: of the clicks on the half of each page that was drawn at random. Lost: clicks of 100
+<p><small>AUC: of the clicks on the half of each page that was drawn at random; the truth is that of
+the world's own probabilities. Lost: clicks of 100
 pages that the best page of each model is expected to fall short of the best there is. Version: in
 service after that night. s: the retrain, and the wait until its version was served.</small></p>
 </html>
