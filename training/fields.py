@@ -64,9 +64,9 @@ def _sound(texts: pl.Series, fields: Sequence[Field], listed: bool) -> pl.Series
         value = {"category": _ID, "tags": tags, "number": _NUMBER}[field.kind]
         value = _list_of(f"(?:{value}|null)") if listed else value
         name = rf'"{re.escape(field.name)}"\s*:'
-        sound &= ~texts.str.contains(name) | texts.str.contains(
-            rf"{name}\s*(?:{value}|null)\s*[,}}]"
-        )
+        whole = rf"{name}\s*(?:{value}|null)\s*[,}}]"
+        # The name may also stand inside a field that is not asked for: it must be sound there too.
+        sound &= texts.str.count_matches(name) == texts.str.count_matches(whole)
     return sound.fill_null(True)
 
 

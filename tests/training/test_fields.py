@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model.contract.encode import MAX_ID_CHARACTERS, FieldError, id_text, number
@@ -73,6 +73,7 @@ def test_a_value_counts_when_the_service_would_take_it(
 
 @settings(deadline=None)
 @given(st.lists(st.dictionaries(names, st.lists(values, max_size=3)), max_size=4))
+@example([{"page": [""], "other": [{"page": [1]}]}])
 def test_lists_hold_a_value_for_each_candidate(raws: list[dict[str, Any]]) -> None:
     """A value of another kind is null at its place; the others stand."""
     texts = [json.dumps(raw, ensure_ascii=False) for raw in raws]
