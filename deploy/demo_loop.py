@@ -7,8 +7,8 @@ and what passes the gate is served the next day. The second serves the first mod
 score the same candidates for the same users; the page that is shown is half the loop's best and
 half drawn at random, and the AUC is that of the clicks on the drawn half, which favours neither.
 Regret is what a model's own best page falls short of the best there is, in clicks expected, by the
-world's true probabilities. One day's logs are poisoned after they were collected: until the
-evening, clicks stand at other items of the page.
+world's true probabilities. One day's logs are poisoned: until the evening a broken tracker counts
+places from the bottom of the page, so that clicks stand at the wrong items.
 
 Everything is under ``var/loop``. The environment: LOOP_DAYS, LOOP_SHIFT and LOOP_POISON (days,
 from 0), LOOP_USERS, LOOP_ROUNDS (visits of each user a day), LOOP_VAR (another folder). The last
@@ -66,7 +66,7 @@ MORNING, EVENING, NIGHT = 6 * 3600, 16 * 3600, 22 * 3600
 PATIENT = {"timeout_ms": 30_000, "store_timeout_ms": 5_000, "keep_alive_seconds": 3600}
 # A small world gives few steps of the recipe's size; the retraining takes these over.
 SETTINGS = ("size=64", "epochs=1")
-_SHIFTED = 0.6
+SHIFT = (0.3, 2.5)
 _EVENTS = 1000
 
 
@@ -83,7 +83,7 @@ class Plan:
     @classmethod
     def of_environment(cls) -> Plan:
         given = {name: os.environ.get(f"LOOP_{name.upper()}") for name in cls.__dataclass_fields__}
-        usual = {"days": 9, "shift": 2, "poison": 5, "users": 400, "rounds": 3}
+        usual = {"days": 8, "shift": 2, "poison": 5, "users": 500, "rounds": 4}
         return cls(**{name: int(given[name] or usual[name]) for name in usual})
 
 
@@ -185,7 +185,7 @@ def demo(console: Console, plan: Plan, var: Path) -> dict[str, Any]:
             happens = {plan.shift: ": taste shifts", plan.poison: ": its logs are poisoned"}
             with steps.step(f"Day {number}{happens.get(number, '')}"):
                 if number == plan.shift:
-                    traffic.shift(_SHIFTED)
+                    traffic.shift(*SHIFT)
                 with progress(console) as update:
                     best = play(traffic, day, plan, (loop, frozen), pool, update)
                 collected(url)
@@ -323,21 +323,22 @@ def collected(url: str) -> None:
 
 
 def poison(logs: Path, day: date) -> int:
-    """Before the evening, move each click of a day's collected events to another item that the
-    same request showed; how many."""
+    """Before the evening, move each click of a day's collected events to the item at the same place
+    counted from the bottom of its page; how many."""
     files = sorted((logs / "events" / f"date={day}").glob("*.parquet"))
     frames = [pl.read_parquet(file) for file in files]
     whole = pl.concat(frames)
     begin = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
-    shown = whole.filter(pl.col("action") == "impression").group_by("request_id")
-    pages = dict(shown.agg(pl.col("item_id").sort()).iter_rows())
+    place = pl.col("fields").str.json_path_match("$.position").cast(pl.Int64)
+    shown = whole.filter(pl.col("action") == "impression").with_columns(place=place)
+    pages = dict(shown.group_by("request_id").agg(pl.col("item_id").sort_by("place")).iter_rows())
     moved = 0
     for file, frame in zip(files, frames, strict=True):
         items = frame["item_id"].to_list()
         for at, row in enumerate(frame.iter_rows(named=True)):
             if row["action"] == "click" and row["ts"] < begin + EVENING:
                 page = pages[row["request_id"]]
-                items[at] = page[(page.index(row["item_id"]) + len(page) // 2) % len(page)]
+                items[at] = page[-1 - page.index(row["item_id"])]
                 moved += 1
         frame.with_columns(pl.Series("item_id", items)).write_parquet(file)
     return moved

@@ -1,8 +1,9 @@
 """The synthetic world of `training.world` as live traffic, whose taste may shift.
 
 Each visit a user is offered candidates, of which a page is shown; what is clicked follows the same
-formula as in the logs, from the clicks of earlier visits. A shift of taste sends some categories
-elsewhere: who clicked on one of them now wants another one, ``wanted[category]``.
+formula as in the logs, from the clicks of earlier visits, with one term more: ``fashion[category]``,
+added to the logit. It is 0 until taste shifts; then some categories come into fashion, and as many
+go out of it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Traffic:
     taste: Taste
     clicked: Ints  # (U, WINDOW) categories, the latest last; -1 where there is none
     active: Ints  # (U,) columns of the taste
-    wanted: Ints  # (categories,)
+    fashion: Floats  # (categories,)
     generator: np.random.Generator = field(repr=False)
 
     @classmethod
@@ -42,15 +43,16 @@ class Traffic:
         for user in range(world.users):
             own = categories[users == user][-WINDOW:]
             clicked[user, WINDOW - len(own) :] = own
-        wanted = np.arange(world.categories)
-        return cls(world, shelf, taste, clicked, taste.draw(generator), wanted, generator)
+        fashion = np.zeros(world.categories)
+        return cls(world, shelf, taste, clicked, taste.draw(generator), fashion, generator)
 
-    def shift(self, share: float) -> None:
-        """From now on a share of the categories, drawn at random, want one another."""
+    def shift(self, share: float, size: float) -> None:
+        """From now on this share of the categories, drawn at random, is in fashion by ``size`` of
+        the logit, and as many others are out of it."""
         count = round(share * self.world.categories)
-        moved = self.generator.choice(self.world.categories, count, replace=False)
-        self.wanted = self.wanted.copy()
-        self.wanted[moved] = np.roll(self.wanted[moved], 1)
+        moved = self.generator.permutation(self.world.categories)[: 2 * count]
+        self.fashion = np.zeros(self.world.categories)
+        self.fashion[moved[:count]], self.fashion[moved[count:]] = size, -size
 
     def offer(self, candidates: int) -> Ints:
         """Candidates of the next visit of every user, each once, (U, candidates)."""
@@ -58,17 +60,15 @@ class Traffic:
         stays = self.generator.random(self.world.users) < STAY
         self.active = np.where(stays, self.active, fresh)
         interest = self.taste.categories[np.arange(self.world.users), self.active]
-        interest = self.wanted[interest]
         return page(self.world, self.shelf, self.taste, interest, self.generator, candidates)
 
     def probability(self, users: Ints, items: Ints) -> Floats:
         """P(click) of each item, were it shown first: users (V,), items (V, N) -> (V, N)."""
-        clicked = self.clicked[users]
-        wanted = np.where(clicked >= 0, self.wanted[clicked], -1)
         weight = self.world.decay ** np.arange(WINDOW - 1, -1, -1.0)
         category = self.shelf.category[items]
-        match = (wanted[:, None, :] == category[:, :, None]) @ weight
-        logit = self.world.bias + self.shelf.quality[items] + self.world.strength * np.tanh(match)
+        match = (self.clicked[users][:, None, :] == category[:, :, None]) @ weight
+        liked = self.shelf.quality[items] + self.fashion[category]
+        logit = self.world.bias + liked + self.world.strength * np.tanh(match)
         found: Floats = 1 / (1 + np.exp(-logit))
         return found
 
