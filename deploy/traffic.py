@@ -1,9 +1,9 @@
 """The synthetic world of `training.world` as live traffic, whose taste may shift.
 
 Each visit a user is offered candidates, of which a page is shown; what is clicked follows the same
-formula as in the logs, from the clicks of earlier visits, with one term more: ``fashion[category]``,
-added to the logit. It is 0 until taste shifts; then some categories come into fashion, and as many
-go out of it.
+formula as in the logs, from the clicks of earlier visits, with one term more in the logit:
+``fashion[category]``. It is 0 until taste shifts; then some categories come into fashion, and as
+many go out of it.
 """
 
 from __future__ import annotations
