@@ -104,7 +104,7 @@ def test_the_first_version_is_published_with_its_report(first: tuple[Path, Outco
     assert sum(splits.values()) == 4 * 4 * 10 * 60
     # 16 pages of 600: 85 % and 92.5 % of them fall into the 14th and 15th, cut where these begin.
     assert splits == {"train": 13 * 600, "validation": 600, "test": 2 * 600}
-    assert sum(bundle.metrics["score_histogram"]) == splits["validation"]
+    assert sum(bundle.metrics["score_histogram"]["ctr"]) == splits["validation"]
     assert LabelFile(repository(folder), "").read().stable == 1
     assert [path.name for path in (folder / "repository/synthetic/.retrain").iterdir()] == [
         "lease.1"
@@ -297,7 +297,15 @@ def test_where_a_version_is_pinned_the_new_one_has_no_label(after: Path, logs: L
     """It is published, for whoever unpins; the outcome says so."""
     LabelFile(repository(after), "test").pin(1)
     days.until(logs, 4).write(after / "data")
-    outcome = retrain.retrain(order(after, 4), silent)
+    folder = repository(after).folder
+
+    def copied(*_: object, **__: object) -> tuple[Repository, int, float]:
+        shutil.copytree(folder / "1", folder / "2")  # a version as any other, and sooner there
+        return repository(after), 2, 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.retrain.publish", copied)
+        outcome = retrain.retrain(order(after, 4), silent)
     assert (outcome.status, outcome.version, outcome.label) == ("published", 2, "none")
     assert LabelFile(repository(after), "").read().stable == 1
 
