@@ -12,7 +12,7 @@ from model.contract.bundle import Bundle
 from training.calibrate import sigmoid
 from training.compare import Evidence, Floats, Mask
 from training.dataset import Dataset, build
-from training.logs import Logs
+from training.logs import SPLITS, Logs
 from training.run import Run
 from training.scores import scored
 from training.trainer import predict
@@ -79,8 +79,8 @@ def _slices(logs: Logs, test: Dataset, begin: int) -> dict[str, Mask]:
 
 def rows(logs: Logs) -> dict[str, int]:
     """How many impressions each split has."""
-    counts = logs.events["split"].drop_nulls().value_counts()
-    return dict(sorted(counts.rows()))
+    counts = dict(logs.events["split"].drop_nulls().value_counts().rows())
+    return {split: counts.get(split, 0) for split in SPLITS}
 
 
 def same_impressions(one: Logs, two: Logs) -> bool:

@@ -18,6 +18,7 @@ from typing import Literal
 
 from training.compare import Comparison, Evidence, Figure, Floats, Sampling, compare
 
+NEAR = 0.55  # a ranking below this, whose interval holds 0.5, is taken for that of chance
 Status = Literal["passed", "refused", "too_few"]
 
 
@@ -147,20 +148,20 @@ def _data(evidence: Evidence, overall: Comparison, rules: Rules) -> Iterator[str
 def _worse(found: Comparison, rules: Rules) -> Iterator[str]:
     """Why the candidate is refused for certain."""
     name, own = found.ranked_by.upper(), found.candidate
-    if (ranking := own.get("ranking")) and ranking.low <= 0.5 and ranking.value < 0.55:
+    if (ranking := own.get("ranking")) and ranking.low <= 0.5 and ranking.value < NEAR:
         yield f"{name} {ranking} is not above that of chance, 0.5"
     low, high = rules.calibration_low, rules.calibration_high
     if (ratio := own.get("calibration")) and (ratio.low > high or ratio.high < low):
         yield f"calibration: mean predicted / observed is {ratio}, not within {low} to {high}"
     if (change := found.change.get("ranking")) and change.low < -rules.ranking and change.high < 0:
         yield (
-            f"{name} is lower than the current version's by {_less(change)}, more than "
-            f"{rules.ranking} may be lost"
+            f"{name} is lower than the current version's by {_less(change)}; at most "
+            f"{rules.ranking} may be lost, at the worse end"
         )
     if (change := found.change.get("log_loss")) and change.high > rules.log_loss and change.low > 0:
         yield (
-            f"log loss is higher than the current version's by {_share(change)}, at most "
-            f"{rules.log_loss:.0%} may be"
+            f"log loss is higher than the current version's by {_share(change)}; at most "
+            f"{rules.log_loss:.0%} may be, at the worse end"
         )
 
 
@@ -170,7 +171,7 @@ def _unclear(found: Comparison, rules: Rules) -> Iterator[str]:
     ranking = found.candidate.get("ranking")
     if ranking is None:
         yield f"{few}{name} is not defined"
-    elif ranking.low <= 0.5 and ranking.value >= 0.55:
+    elif ranking.low <= 0.5 and ranking.value >= NEAR:
         yield f"{few}{name} {ranking} may be that of chance, 0.5"
     low, high = rules.calibration_low, rules.calibration_high
     ratio = found.candidate.get("calibration")
@@ -179,13 +180,13 @@ def _unclear(found: Comparison, rules: Rules) -> Iterator[str]:
     change = found.change.get("ranking")
     if change and change.low < -rules.ranking and change.high >= 0:
         yield (
-            f"{few}{name} may be lower than the current version's by {-change.low:.4f}, more "
-            f"than {rules.ranking} may be lost"
+            f"{few}{name} may be lower than the current version's by {-change.low:.4f}; "
+            f"at most {rules.ranking} may be lost"
         )
     change = found.change.get("log_loss")
     if change and change.high > rules.log_loss and change.low <= 0:
         yield (
-            f"{few}log loss may be higher than the current version's by {change.high:.1%}, "
+            f"{few}log loss may be higher than the current version's by {change.high:.1%}; "
             f"at most {rules.log_loss:.0%} may be"
         )
 

@@ -37,7 +37,7 @@ table { border-collapse: collapse; margin: .5rem 0; }
 th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th { font-weight: 600; border-bottom: 2px solid #888; }
-small { color: #666; display: block; }
+small { color: #666; display: block; white-space: nowrap; }
 .passed { color: #11692f; } .refused { color: #a3201d; }
 svg { max-width: 100%; height: auto; }
 """
@@ -233,6 +233,7 @@ def _plots(evidence: Evidence, verdict: Verdict) -> str:
         axes.axvline(0, color="#cccccc", zorder=0)
         axes.axvline(-verdict.rules.ranking, color="#a3201d", linestyle=":", zorder=0)
         axes.set_yticks(range(len(shown)), list(shown))
+        axes.margins(y=0.2)
         axes.invert_yaxis()
         axes.set(title="Change of ranking, with its interval")
     for axes in (left, *right):

@@ -1,0 +1,15 @@
+#!/bin/sh
+# Retrains every day at RETRAIN_AT (UTC, HH:MM), with the options it is given, until it is stopped.
+# What comes of it is the job's own last line; no outcome ends the loop, the next night is another.
+set -u
+trap 'exit 0' TERM INT
+
+while :; do
+  now=$(date -u +%s)
+  at=$(date -u -d "${RETRAIN_AT:-03:00}" +%s) || exit 2
+  [ "$at" -gt "$now" ] || at=$((at + 86400))
+  sleep $((at - now)) &
+  wait $! # unlike sleep itself, wait lets a signal through
+  python -m training retrain "$@"
+  echo "retrain: exit code $?" >&2
+done
