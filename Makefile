@@ -16,7 +16,7 @@ help:
 	@echo 'make demo    from raw logs to a served score; DATA=path/to/ml-1m.zip (TEST_USERS=file)'
 	@echo 'make demo-loop   live traffic, retraining every simulated day, and a report'
 	@echo 'make serve   what the demo made, on 127.0.0.1:8000 (PORT=n for another)'
-	@echo 'make test    all tests; PYTEST="-k word" chooses'
+	@echo 'make test    all tests, on two cores; PYTEST="-k word" chooses'
 	@echo 'make check   ruff, mypy, layers'
 	@echo 'make bench   the yardsticks of bench/; BENCH=--quick for the figures that matter'
 	@echo 'make clean   remove .venv, var and caches'
@@ -41,7 +41,7 @@ serve: $(INSTALLED)
 	@$(BIN)/python -m deploy.serve
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
