@@ -7,8 +7,8 @@ and what passes the gate is served the next day. The second serves the first mod
 score the same candidates for the same users; the page that is shown is half the loop's best and
 half drawn at random, and the AUC is that of the clicks on the drawn half, which favours neither.
 Regret is what a model's own best page falls short of the best there is, in clicks expected, by the
-world's true probabilities. One day's logs are poisoned: until the evening a broken tracker counts
-places from the bottom of the page, so that clicks stand at the wrong items.
+world's true probabilities. One day's logs are poisoned: a broken tracker counts places from the
+bottom of the page, so that clicks stand at the wrong items.
 
 Everything is under ``var/loop``. The environment: LOOP_DAYS, LOOP_SHIFT and LOOP_POISON (days,
 from 0), LOOP_USERS, LOOP_ROUNDS (visits of each user a day), LOOP_VAR (another folder). The last
@@ -61,7 +61,7 @@ CANDIDATES = 30
 EXPLORED = PAGE // 2
 CONNECTIONS = 6
 PUBLISHED, REFUSED = 0, 10
-MORNING, EVENING, NIGHT = 6 * 3600, 16 * 3600, 22 * 3600
+MORNING, NIGHT = 6 * 3600, 22 * 3600
 # Connections outlast a night's retraining, and a busy machine degrades nothing.
 PATIENT = {"timeout_ms": 30_000, "store_timeout_ms": 5_000, "keep_alive_seconds": 3600}
 # A small world gives few steps of the recipe's size; the retraining takes these over.
@@ -323,12 +323,11 @@ def collected(url: str) -> None:
 
 
 def poison(logs: Path, day: date) -> int:
-    """Before the evening, move each click of a day's collected events to the item at the same place
-    counted from the bottom of its page; how many."""
+    """Move each click of a day's collected events to the item at the same place counted from the
+    bottom of its page; how many."""
     files = sorted((logs / "events" / f"date={day}").glob("*.parquet"))
     frames = [pl.read_parquet(file) for file in files]
     whole = pl.concat(frames)
-    begin = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
     place = pl.col("fields").str.json_path_match("$.position").cast(pl.Int64)
     shown = whole.filter(pl.col("action") == "impression").with_columns(place=place)
     pages = dict(shown.group_by("request_id").agg(pl.col("item_id").sort_by("place")).iter_rows())
@@ -336,7 +335,7 @@ def poison(logs: Path, day: date) -> int:
     for file, frame in zip(files, frames, strict=True):
         items = frame["item_id"].to_list()
         for at, row in enumerate(frame.iter_rows(named=True)):
-            if row["action"] == "click" and row["ts"] < begin + EVENING:
+            if row["action"] == "click":
                 page = pages[row["request_id"]]
                 items[at] = page[-1 - page.index(row["item_id"])]
                 moved += 1
