@@ -66,6 +66,7 @@ def plot(file: Path, days: Sequence[Any], arms: tuple[Any, Any], plan: Any) -> N
                     color=MARK,
                     fontsize=9,
                 )
+        upper.margins(y=0.15)  # room for what happened
         upper.set_ylabel("live AUC of the day")
         lower.set_ylabel("clicks lost of 100 pages,\nsummed over days")
         lower.set_xlabel("day")
