@@ -12,8 +12,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,24 @@ EXITS = {
     "busy": 12,
 }
 PUSH_SECONDS = 10.0
+
+
+class StoppedError(RuntimeError):
+    """A job that was asked to stop."""
+
+
+@contextmanager
+def stopped_by_signal() -> Iterator[None]:
+    """SIGTERM raises `StoppedError` in here: what is held is released, and it is announced."""
+
+    def stop(*_: object) -> None:
+        raise StoppedError("stopped by SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)

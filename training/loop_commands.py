@@ -249,9 +249,11 @@ def retrain(
     The last line on stdout is one JSON object. Exit codes: 0 published, 10 refused by the gate,
     11 nothing new, 12 another retraining is at work, else a failure.
     """
+    from dataclasses import replace
+
     from model.contract.schema import Schema
     from terminal.progress import progress
-    from training.announce import Announcement
+    from training.announce import Announcement, stopped_by_signal
     from training.gate import rules
     from training.join import Rules as Joining
     from training.lease import LeaseError
@@ -267,34 +269,29 @@ def retrain(
         source = Loop(logs, joining, schema)
     elif data is not None:
         source = Prepared(data)
-    order = Order(
-        repository=repository,
-        source=source,
-        name=name,
-        first=first.date() if first else None,
-        last=last.date() if last else None,
-        days=window_days,
-        skipped=tuple(sorted(day.date() for day in skip or [])),
-        model=model,
-        given=tuple(setting or []),
-        seed=seed,
-        threads=threads,
-        cold=cold,
-        forget_days=forget_days,
-        rules=rules(rule or []),
-        canary=canary,
-        dry_run=dry_run,
-        again=again,
-    )
-    told = Announcement(
-        Schema.load(source.schema).name,
-        print,
-        partial(complain, console),
-        metrics_file,
-        push_gateway,
-    )
+    told = Announcement(name or "", print, partial(complain, console), metrics_file, push_gateway)
     try:
-        with progress(console) as update:
+        told = replace(told, model=Schema.load(source.schema).name)
+        order = Order(
+            repository=repository,
+            source=source,
+            name=name,
+            first=first.date() if first else None,
+            last=last.date() if last else None,
+            days=window_days,
+            skipped=tuple(sorted(day.date() for day in skip or [])),
+            model=model,
+            given=tuple(setting or []),
+            seed=seed,
+            threads=threads,
+            cold=cold,
+            forget_days=forget_days,
+            rules=rules(rule or []),
+            canary=canary,
+            dry_run=dry_run,
+            again=again,
+        )
+        with progress(console) as update, stopped_by_signal():
             outcome = run_retrain(order, update)
     except LeaseError as error:
         complain(console, str(error))

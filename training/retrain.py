@@ -131,7 +131,7 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
         return replace(outcome, window=window, reasons=("no impressions in these days",))
 
     # Whether it was done before.
-    about = _about(order, logs, window, current)
+    about = _about(order, repository, logs, window, current)
     job = _job(order, about)
     outcome = replace(outcome, window=window, job=job, warm=about["warm"] is not None)
     run = Run(record.work_folder(repository, window, job))
@@ -210,7 +210,13 @@ def _window(order: Order, days: Sequence[date]) -> Window | None:
     return Window(first, last)
 
 
-def _about(order: Order, logs: Logs, window: Window, current: Version | None) -> dict[str, Any]:
+def _about(
+    order: Order,
+    repository: Repository,
+    logs: Logs,
+    window: Window,
+    current: Version | None,
+) -> dict[str, Any]:
     """What run.json says of what is trained. Settings are those of the current version."""
     lineage = current.lineage if current else {}
     model = order.model or lineage.get("model", "din")
@@ -219,6 +225,8 @@ def _about(order: Order, logs: Logs, window: Window, current: Version | None) ->
         base = {**lineage["options"], **lineage["fit"]}
     config, how = settings(logs.schema.name, model, order.given, base)
     warm = None if order.cold or current is None else current.state
+    if warm and not state.there(repository.folder, warm):  # as when versions alone were copied
+        warm = None
     return {
         "model": model,
         "options": plain(asdict(config)),

@@ -136,6 +136,11 @@ def keep(state: Path, model_folder: Path) -> str:
     return name
 
 
+def there(model_folder: Path, name: str) -> bool:
+    """Whether there is a state of that digest, whole or not."""
+    return (model_folder / STATES / name).exists()
+
+
 def find(model_folder: Path, name: str) -> State:
     """The state of that digest. Raises `StateError`."""
     found = State.read(model_folder / STATES / name)

@@ -73,14 +73,14 @@ def test_the_dag_skips_what_is_no_failure() -> None:
 def test_the_cron_job_takes_nothing_new_for_a_success(
     tmp_path: Path, code: int, expected: int
 ) -> None:
-    """Its shell passes options and exit codes on; those of a refusal and a lease end the Job."""
+    """Its shell passes options and exit codes on; that of a refusal ends the Job."""
     program = stub(tmp_path, "python", f'echo "$@"; exit {code}')
     shell = [*listed(CRONJOB, "command"), "--repository", "a folder"]
     ended = subprocess.run(shell, env=program, capture_output=True, text=True, check=False)
     assert ended.returncode == expected
     assert ended.stdout == "-m training retrain --repository a folder\n"
     (values,) = re.findall(r"values: (\[.*?\])", CRONJOB.read_text())
-    assert json.loads(values) == [EXITS["refused"], EXITS["busy"]]
+    assert json.loads(values) == [EXITS["refused"]]
 
 
 def test_nights_follow_one_another_whatever_comes_of_them(tmp_path: Path) -> None:

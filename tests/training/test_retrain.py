@@ -162,6 +162,14 @@ def test_a_cold_start_goes_on_from_nothing(after: Path, logs: Logs) -> None:
     assert "current" in outcome.metrics
 
 
+def test_without_a_state_it_starts_from_nothing(after: Path, logs: Logs) -> None:
+    """As where versions alone were copied to another repository."""
+    shutil.rmtree(repository(after).folder / ".state")
+    days.until(logs, 4).write(after / "data")
+    outcome = retrain.retrain(order(after, 4, dry_run=True), silent)
+    assert (outcome.status, outcome.current, outcome.warm) == ("would_publish", 1, False)
+
+
 def test_a_dry_run_leaves_its_training_to_the_real_one(after: Path, logs: Logs) -> None:
     """It publishes nothing; the same without --dry-run publishes what it had trained."""
     days.until(logs, 4).write(after / "data")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +57,10 @@ def test_each_end_has_its_exit_code_and_its_line(
     """10 refused, 11 nothing new, 12 busy, 1 failed; stdout has one line of JSON."""
     retrain = ("retrain", "--repository", tmp_path / "repository", "--data", data)
     assert command(*retrain, "--rule", "impressions=1e9") == 1  # a count is a whole number
-    assert "--rule impressions: expected key=number" in capsys.readouterr().err
+    assert said(capsys)["error"].startswith("--rule impressions: expected key=number")
+    nowhere = ("retrain", "--repository", tmp_path / "repository", "--data", tmp_path / "nowhere")
+    assert command(*nowhere) == 1
+    assert "nowhere/schema.toml" in said(capsys)["error"]
     few = (*retrain, "--rule", "impressions=1000000", "--metrics-file", tmp_path / "job.prom")
     assert command(*few) == 10
     line = said(capsys)
@@ -100,6 +105,22 @@ def test_a_dry_run_says_what_would_be(
     assert metrics(path)["figure", "value", "gauc", "candidate"] == pytest.approx(value)
     assert metrics(path)["impressions",] == line["metrics"]["impressions"]
     assert not (tmp_path / "repository" / "synthetic" / "1").exists()
+
+
+def test_sigterm_releases_the_lease(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler that stops the job may start it again at once."""
+
+    def asked_to_stop(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("training.retrain.train", asked_to_stop)
+    retrain = ("retrain", "--repository", tmp_path, "--data", data)
+    for _ in range(2):
+        assert command(*retrain, "--rule", "impressions=100") == 1
+        line = said(capsys)
+        assert (line["status"], line["error"]) == ("failed", "stopped by SIGTERM")
 
 
 @pytest.mark.parametrize(
