@@ -194,6 +194,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from model.contract.labels import LabelError
     from model.contract.repository import RepositoryError
     from model.contract.schema import SchemaError
+    from training.announce import StoppedError
     from training.collect import CollectError
     from training.export import ParityError
     from training.gate import RuleError
@@ -221,6 +222,7 @@ def _expected() -> tuple[type[Exception], ...]:
         SchemaError,
         SettingError,
         StateError,
+        StoppedError,
         TrainingError,
     )
 
