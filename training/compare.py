@@ -138,13 +138,13 @@ def _aucs(
 ) -> Floats:
     """AUC when each user's impressions count as often as each of the weights says."""
     order = np.argsort(score, kind="stable")
-    user, positive = row[order], label[order] > 0
-    tie = np.cumsum(np.diff(score[order], prepend=score[order[:1]]) != 0)
+    user, positive = row[order], (label[order] > 0).astype(np.float64)
+    tied = np.append(0, np.flatnonzero(np.diff(score[order])) + 1)  # where each score begins
     found = []
     for weight in weights:
         each = weight[user]
-        ones = np.bincount(tie, each * positive)
-        zeros = np.bincount(tie, each * ~positive)
+        ones = np.add.reduceat(each * positive, tied)
+        zeros = np.add.reduceat(each, tied) - ones
         below = np.cumsum(zeros) - zeros / 2  # zeros below a score, of ties one half
         found.append(float(ones @ below / (ones.sum() * zeros.sum())))
     return np.asarray(found)
