@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from training.compare import Comparison, Evidence, Figure, Floats
 from training.gate import Verdict
+from training.join import Tally
 
 JSON, HTML = "report.json", "report.html"
 _BINS = 10
@@ -45,14 +46,14 @@ svg { max-width: 100%; height: auto; }
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """What is reported. ``impressions`` are counted by split, what was ``left_out`` by reason;
-    ``run`` is what run.json says, as far as it came."""
+    """What is reported. ``impressions`` are counted by split; ``tally`` says what came of the
+    collected ones, if they were; ``run`` is what run.json says, as far as it came."""
 
     model: str
     days: str
     current: int | None
     impressions: Mapping[str, int]
-    left_out: Mapping[str, int]
+    tally: Tally | None
     run: Mapping[str, Any]
     verdict: Verdict
     evidence: Evidence | None
@@ -90,7 +91,7 @@ def _json(told: Told) -> bytes:
         "reasons": verdict.reasons,
         "current": told.current,
         "impressions": told.impressions,
-        "left_out": told.left_out,
+        "joined": asdict(told.tally) if told.tally else None,
         "overall": figures(verdict.overall),
         "slices": {name: figures(each) for name, each in verdict.slices.items()},
         "rules": asdict(verdict.rules),
@@ -100,6 +101,18 @@ def _json(told: Told) -> bytes:
         "carried": told.run.get("carried"),
     }
     return (json.dumps(found, indent=1) + "\n").encode()
+
+
+def _joined(tally: Tally) -> Iterator[str]:
+    """What became of collected impressions and outcomes; what did not happen is not told."""
+    for what, counts in (
+        (f"{tally.kept:,} impressions were used; of these", tally.notes),
+        ("impressions were left out", tally.left_out),
+        (f"{tally.outcomes:,} outcomes followed; these gave no label", tally.vain),
+    ):
+        rows = [(why, f"{count:,}") for why, count in counts.items() if count]
+        if rows:
+            yield _table((what, "count"), rows)
 
 
 def _html(told: Told) -> str:
@@ -128,9 +141,8 @@ def _html(told: Told) -> str:
         "<h2>Impressions</h2>",
         _table(("split", "impressions"), [(k, f"{v:,}") for k, v in told.impressions.items()]),
     ]
-    if told.left_out:
-        left = [(name, f"{count:,}") for name, count in told.left_out.items()]
-        parts += ["<p>Left out:</p>", _table(("reason", "count"), left)]
+    if told.tally is not None:
+        parts += ["<h2>Joined</h2>", *_joined(told.tally)]
     parts += _training(told.run)
     rules = [(name.replace("_", " "), f"{value}") for name, value in asdict(verdict.rules).items()]
     parts += ["<h2>Rules</h2>", _table(("rule", "value"), rules)]

@@ -125,7 +125,7 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
     window = _window(order, days)
     if window is None or not any(window.first <= day <= window.last for day in days):
         return replace(outcome, window=window, reasons=("no day with impressions",))
-    raw, left_out = order.source.read(window)
+    raw, tally = order.source.read(window)
     logs = cut(raw, window, order.validation, order.skipped)
     if not len(logs.events):
         return replace(outcome, window=window, reasons=("no impressions in these days",))
@@ -165,7 +165,7 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
         days=str(window),
         current=outcome.current,
         impressions=rows(logs),
-        left_out=left_out,
+        tally=tally,
         run=run.about() if evidence else about,
         verdict=verdict,
         evidence=evidence.get(logs.schema.tasks[0]),

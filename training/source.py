@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Protocol
 from model.contract.schema import Schema
 from training import window
 from training.collected import Collected
-from training.join import Rules, join
+from training.join import Rules, Tally, join
 from training.logs import Logs
 from training.scores import recast
 from training.window import Window
@@ -29,8 +28,8 @@ class Source(Protocol):
         """The days that may have impressions, in order."""
         ...
 
-    def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Mapping[str, int]]:
-        """The logs of these days, and what is behind them; what was left out, by reason."""
+    def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Tally | None]:
+        """The logs of these days, and what is behind them; what was counted when they were joined."""
         ...
 
 
@@ -47,9 +46,9 @@ class Prepared:
     def days(self) -> list[date]:
         return window.days(Logs.read(self.folder))
 
-    def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Mapping[str, int]]:
+    def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Tally | None]:
         logs = Logs.read(self.folder)
-        return (recast(logs, Schema.load(schema)) if schema else logs), {}
+        return (recast(logs, Schema.load(schema)) if schema else logs), None
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Loop:
     def days(self) -> list[date]:
         return Collected(self.folder).days("events")
 
-    def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Mapping[str, int]]:
+    def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Tally | None]:
         path = schema or self.schema
         joined = join(Collected(self.folder), days.first, days.last, self.rules, path)
-        return joined.logs, joined.tally.left_out
+        return joined.logs, joined.tally

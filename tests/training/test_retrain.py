@@ -350,9 +350,11 @@ def test_collected_logs_become_a_version(logs: Logs, tmp_path: Path) -> None:
     assert outcome.report is not None
     report = json.loads((outcome.report / "report.json").read_bytes())
     assert sum(report["impressions"].values()) == (3 * 4 - 1) * 600
-    assert list(report["left_out"].values()) == [
-        600
-    ]  # of the last page, which may still be clicked
+    left_out = report["joined"]["left_out"]
+    assert list(left_out.values()) == [600]  # of the last page, which may still be clicked
+    assert report["joined"]["kept"] == (3 * 4 - 1) * 600
+    page = (outcome.report / "report.html").read_text()
+    assert "<td>too new</td>" in page
 
 
 def test_days_without_impressions_are_nothing_new(after: Path) -> None:
