@@ -29,7 +29,7 @@ class Source(Protocol):
         ...
 
     def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Tally | None]:
-        """The logs of these days, and what is behind them; what was counted when they were joined."""
+        """The logs of these days, what is behind them, and what was counted if they were joined."""
         ...
 
 
