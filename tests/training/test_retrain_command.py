@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -114,6 +115,7 @@ def test_sigterm_releases_the_lease(
 
     def asked_to_stop(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)  # another thread may be the one that is told; no longer than that takes
 
     monkeypatch.setattr("training.retrain.train", asked_to_stop)
     retrain = ("retrain", "--repository", tmp_path, "--data", data)
