@@ -114,6 +114,9 @@ def load_histories(
     name: Name = None,
     key_prefix: Prefix = None,
     days: Annotated[int, typer.Option(min=1, help="Time to live of every key.")] = 90,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also what users have already, from events.")
+    ] = False,
 ) -> None:
     """Store the users' behaviours and profiles in Redis, for the stable version's schema."""
     import time
@@ -139,6 +142,7 @@ def load_histories(
                 settings.redis_url,
                 prefix=settings.key_prefix,
                 seconds=days * 24 * 3600,
+                replace=replace,
                 progress=lambda done: update("store keys", done, len(histories), {}),
             )
     except load.LoadError as error:

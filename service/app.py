@@ -29,7 +29,7 @@ from service.trial import Trial
 from service.verify import OpenEngine
 
 _FRESH_SECONDS = 1.0
-_LAYOUTS_SECONDS = 10.0
+_LAYOUTS_SECONDS = 1.0
 _DAY_MS = 86_400_000
 _log = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         _log.info("provider %s, %d threads, %d runs", provider, settings.threads, batcher.workers)
         async with store, events, score_log, batcher, shadow:
+            await store.learn_layouts()
             if hold is not None:
                 await registry.renew()
                 while registry.current is None and hold():

@@ -118,7 +118,8 @@ def event_routes(
     )
     async def delete_user(request: Request) -> Response:
         user = user_text(request.path_params["user_id"])
-        gone = await events.erase(user, encoder().codec)
+        version = registry.current
+        gone = await events.erase(user, version.encoder.codec if version else None)
         telemetry.erased.inc()
         return json_response(orjson.dumps(vars(gone)), request)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -42,13 +43,13 @@ from service.errors import Unavailable
 Status = Literal["accepted", "duplicate", "refused"]
 Call = tuple[list[str], list[Any]]
 Answered = TypeVar("Answered")
-FUTURE_MS = 60_000
 _MILLISECONDS = {"ms": 1, "s": 1000}
 _ANNOUNCED_SECONDS = 3600.0
-_AT_ONCE = 10_000
+_log = logging.getLogger(__name__)
+_AT_ONCE = 200  # entries of a log that are looked at before others get their turn
 _INLINE = 50
 _REASONS = {
-    scripts.ERASED: "the user was erased at or after this time",
+    scripts.ERASED: "the user was erased after this time, or within a minute before it",
     scripts.FULL: "the log is full; is it collected?",
     scripts.TOO_OLD: "older than the user's stored history",
 }
@@ -152,24 +153,26 @@ class EventLog:
         calls = [(list(of), self._appending(of, encoder)) for of in by_user.values()]
         return results, calls
 
-    async def note(self, scores: Sequence[Scored]) -> list[int]:
-        """Log answered scores; what the script says of each. Raises `Unavailable`."""
-        calls = []
-        for score in scores:
-            keys = [self._log_of(score.user_id), erased_key(self._prefix, score.user_id)]
-            payload = orjson.dumps(dump(score), option=orjson.OPT_SERIALIZE_NUMPY)
-            limits = [score.received, self._horizon_ms, self._limit]
-            calls.append((keys, [score.user_id, payload, *limits]))
+    def noting(self, score: Scored) -> Call:
+        """The call that logs an answered score. Raises ValueError for what is no JSON."""
+        keys = [self._log_of(score.user_id), erased_key(self._prefix, score.user_id)]
+        payload = orjson.dumps(dump(score), option=orjson.OPT_SERIALIZE_NUMPY)
+        return keys, [score.user_id, payload, score.received, self._horizon_ms, self._limit]
+
+    async def note(self, calls: Sequence[Call]) -> list[int]:
+        """Make calls of `noting`; what the script says of each. Raises `Unavailable`."""
         return await self._run(scripts.NOTE, calls)
 
-    async def erase(self, user: str, codec: HistoryCodec) -> Erasure:
+    async def erase(self, user: str, codec: HistoryCodec | None = None) -> Erasure:
         """Forget a user: history, profile and what the log still holds. Raises `Unavailable`.
 
-        What is left says when, so that those who collected the log forget the user too.
+        ``codec`` is of the layout in service; all that were ever written are known. What is left
+        says when, so that those who collected the log forget the user too.
         """
         received, prefix, log = self.now, self._prefix, self._log_of(user)
-        known = await self._asked(self._redis.hgetall(layouts_key(prefix)))
-        layouts = {codec.layout, *(HistoryCodec.parse(each).layout for each in known.values())}
+        known = await self._asked(self._redis.hkeys(layouts_key(prefix)))
+        layouts = {str(each, errors="replace") for each in known if isinstance(each, bytes)}
+        layouts |= {codec.layout} if codec else set()
         own = [history_key(prefix, user, layout) for layout in sorted(layouts)]
         own += [profile_key(prefix, user), seen_key(prefix, user)]
         payload = orjson.dumps(dump(Erased(user, received)))
@@ -215,8 +218,8 @@ class EventLog:
     def _in_time(self, event: Event, schema: Schema) -> None:
         """Raises `FieldError` for what has not happened yet or is long past."""
         happened = event.ts * _MILLISECONDS[schema.ts_unit]
-        if happened > self.now + FUTURE_MS:
-            raise FieldError("ts", f"a time at most {FUTURE_MS // 1000} s in the future")
+        if happened > self.now + scripts.FUTURE_MS:
+            raise FieldError("ts", f"a time at most {scripts.FUTURE_MS // 1000} s in the future")
         if happened < self.now - self._horizon_ms:
             days = self._horizon_ms // 86_400_000
             raise FieldError("ts", f"a time at most {days} days ago")
@@ -246,7 +249,9 @@ class EventLog:
         except NoScriptError:
             raise
         except (RedisError, OSError, TimeoutError) as error:
-            raise Unavailable("The store did not take it; send it again") from error
+            # Redis repeats the command, with the user's id in its keys: it must not reach the log.
+            _log.warning("the store did not take a write: %s", type(error).__name__)
+            raise Unavailable("The store did not take it; send it again") from None
 
 
 def _record(event: Event, encoder: Encoder) -> bytes:

@@ -114,7 +114,8 @@ class BehaviourStore:
         self._idle: list[AbstractConnection] = []
         self._slots = asyncio.Semaphore(connections)
         self._leaving: set[asyncio.Task[list[Any]]] = set()
-        self._codecs: list[HistoryCodec] = []
+        self._codecs: dict[str, HistoryCodec] = {}
+        self._described: set[bytes | str] = set()
 
     async def __aenter__(self) -> BehaviourStore:
         try:
@@ -174,20 +175,23 @@ class BehaviourStore:
         return self._decode(profile, rest, layouts, codec)
 
     async def learn_layouts(self) -> None:
-        """Find out in which layouts histories may lie. Never raises for what Redis does."""
+        """Find out in which layouts histories may lie; what is known stays known while Redis is
+        away, of which reads will tell."""
         try:
             async with asyncio.timeout(1.0):
                 found = await self._redis.hgetall(layouts_key(self._prefix))
-        except (RedisError, OSError, TimeoutError) as error:
-            self._report(type(error).__name__)
+        except (RedisError, OSError, TimeoutError):
             return
-        codecs = []
         for described in found.values():
+            if described in self._described:
+                continue
+            self._described.add(described)
             try:
-                codecs.append(HistoryCodec.parse(described))
+                codec = HistoryCodec.parse(described)
             except HistoryError:
                 self._report("corrupt layout")
-        self._codecs = codecs
+            else:
+                self._codecs.setdefault(codec.layout, codec)
 
     async def watch_layouts(self, every: float) -> None:
         """`learn_layouts` for ever."""
@@ -196,8 +200,10 @@ class BehaviourStore:
             await asyncio.sleep(every)
 
     def _layouts(self, codec: HistoryCodec) -> list[HistoryCodec]:
-        """The layouts to ask for, the one wanted last: it is the newest."""
-        return [each for each in self._codecs if each.fields != codec.fields] + [codec]
+        """The layouts to ask for, the one wanted last: it is the newest. What was wanted once is
+        known from then on: the next version may have another one."""
+        self._codecs.setdefault(codec.layout, codec)
+        return [each for each in self._codecs.values() if each.layout != codec.layout] + [codec]
 
     def _give_up(self, asking: asyncio.Task[list[Any]]) -> None:
         """Cancel a read that no one waits for, and let it clean up."""

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from model.contract.history import KEPT, HistoryCodec, Records
 from model.contract.ids import MISSING, Keys, keys
 from model.contract.schema import Field, Schema
-from model.contract.store import LAYOUTS_SECONDS, history_key, layouts_key, profile_key
+from model.contract.store import LAYOUTS_SECONDS, erased_key, history_key, layouts_key, profile_key
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,15 +47,16 @@ class Histories:
     def __len__(self) -> int:
         return len(self.users) + len(self.profiles)
 
-    def entries(self, schema: Schema, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Keys and values to store."""
+    def entries(self, schema: Schema, prefix: str) -> Iterator[tuple[str, str, bytes]]:
+        """Users, keys and values to store."""
         begin = 0
         for user, end in zip(self.users, self.ends.tolist(), strict=True):
             kept = max(begin, end - KEPT * schema.history_length)
-            yield history_key(prefix, user, schema.layout), self.records[kept:end].tobytes()
+            key = history_key(prefix, user, schema.layout)
+            yield user, key, self.records[kept:end].tobytes()
             begin = end
         for user, profile in self.profiles.items():
-            yield profile_key(prefix, user), orjson.dumps(profile)
+            yield user, profile_key(prefix, user), orjson.dumps(profile)
 
 
 def read(folder: Path, schema: Schema) -> Histories:
@@ -94,25 +95,31 @@ def write(
     *,
     prefix: str,
     seconds: int = TIME_TO_LIVE,
-    progress: Callable[[int], object] = lambda written: None,
+    replace: bool = False,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> int:
     """Store everything with a time to live; how many keys. Raises `LoadError`.
 
-    ``progress`` is told how many keys are written, time and again.
+    Of users who were erased nothing is stored, and what a user has already, from events, stays,
+    unless ``replace``. ``progress`` is told how many keys are done, time and again.
     """
     entries = histories.entries(schema, prefix)
-    written = 0
+    written, done = 0, 0
     try:
         with Redis.from_url(url, socket_timeout=30, socket_connect_timeout=3) as redis:
             redis.hset(layouts_key(prefix), schema.layout, HistoryCodec.of(schema).described)
             redis.expire(layouts_key(prefix), LAYOUTS_SECONDS)
             while some := list(islice(entries, _TOGETHER)):
                 pipeline = redis.pipeline(transaction=False)
-                for key, value in some:
-                    pipeline.set(key, value, ex=seconds)
-                pipeline.execute()
-                written += len(some)
-                progress(written)
+                for user, _, _ in some:
+                    pipeline.exists(erased_key(prefix, user))
+                erased = pipeline.execute()
+                for (_, key, value), gone in zip(some, erased, strict=True):
+                    if not gone:
+                        pipeline.set(key, value, ex=seconds, nx=not replace)
+                written += sum(map(bool, pipeline.execute()))
+                done += len(some)
+                progress(done)
     except (RedisError, OSError, ValueError) as error:
         raise LoadError(f"Redis: {error}") from None
     return written

@@ -140,11 +140,15 @@ class ScoreLog:
     async def _write(self) -> None:
         """Write the oldest answers; they stay until that is done. Raises `Unavailable`."""
         some = [self._waiting[at] for at in range(min(TOGETHER, len(self._waiting)))]
-        scores = []
+        calls = []
         for each in some:
-            scores.append(each.scored())
+            try:
+                calls.append(self._events.noting(each.scored()))
+            except Exception as error:  # one that can't be told must not keep the others
+                _log.warning("an answer can't be logged: %s", type(error).__name__)
+                self._count("failed", 1)
             await asyncio.sleep(0)  # a request may come between
-        for code in await self._events.note(scores):
+        for code in await self._events.note(calls) if calls else ():
             self._count(_RESULTS[code], 1)
         for _ in some:
             self._waiting.popleft()

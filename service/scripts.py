@@ -8,23 +8,27 @@ from __future__ import annotations
 SEEN = 1024
 """So many of a user's last events are known again when they are sent again, 8 bytes each."""
 
+FUTURE_MS = 60_000
+"""An event may be so far in the future, since clocks differ."""
+
 # What APPEND says of each event.
 DUPLICATE, ACCEPTED, ERASED, FULL, TOO_OLD = 0, 1, -1, -2, -3
 
 # KEYS: history, seen, log, erased. ARGV: bytes of a record, records to keep, time to live (ms),
 # entries that the log may hold, user, ms per unit of ts; then for each event its ts, its record
 # ("" when it is no behaviour), its key (8 bytes) and its payload. The history is sorted by ts; at
-# one ts what came later stands later, and a record that is there already is not put in again.
+# one ts what came later stands later, and a record that is there already is not put in again. What
+# may have been sent before an erasure, by a clock that is ahead, is refused after it.
 APPEND = (
     f"local KEEP, DUPLICATE, ACCEPTED = {8 * SEEN}, {DUPLICATE}, {ACCEPTED}\n"
-    f"local ERASED, FULL, TOO_OLD = {ERASED}, {FULL}, {TOO_OLD}\n"
+    f"local ERASED, FULL, TOO_OLD, FUTURE = {ERASED}, {FULL}, {TOO_OLD}, {FUTURE_MS}\n"
     """
 local width, kept, ttl = tonumber(ARGV[1]), ARGV[1] * ARGV[2], ARGV[3]
 local history = redis.call('GET', KEYS[1]) or ''
 if #history % width ~= 0 then history = '' end
 local seen = redis.call('GET', KEYS[2]) or ''
 local room = ARGV[4] - redis.call('XLEN', KEYS[3])
-local erased = tonumber(redis.call('GET', KEYS[4]) or '-1e300')
+local erased = tonumber(redis.call('GET', KEYS[4]) or '-1e300') + FUTURE
 local changed, logged = false, false
 
 local function known(key)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:  # they bring torch
 
 
 def metrics_table(console: Console, title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
-    """One row per split, one column per metric."""
+    """One row per metric, one column per split: it fits a screen however many tasks there are."""
     names = list(dict.fromkeys(name for values in rows.values() for name in values))
-    table = Table("split", *names, title=title, title_justify="left")
-    for split, values in rows.items():
-        form = {n: ",.0f" if n == "impressions" else ".4f" for n in names}
-        shown = [format(values[n], form[n]) if n in values else "-" for n in names]
-        table.add_row(split, *shown)
+    table = Table("metric", title=title, title_justify="left")
+    for split in rows:
+        table.add_column(split, justify="right")
+    for name in names:
+        form = ",.0f" if name.rpartition(".")[2] == "impressions" else ".4f"
+        shown = [format(values[name], form) if name in values else "-" for values in rows.values()]
+        table.add_row(name, *shown)
     console.print(table)
 
 

@@ -180,7 +180,7 @@ class Encoder:
         return table.rows(stored(field, values).view(np.uint64))[:, None]
 
     def _tag_keys(self, field: Field, values: Sequence[Any]) -> Keys:
-        """Keys [n, max_values]; tags after the first max_values are dropped."""
+        """Keys [n, max_values]; tags after the first max_values are checked, and dropped."""
         found = np.full((len(values), field.max_values), MISSING, np.uint64)
         texts: list[str] = []
         cells: list[int] = []
@@ -189,7 +189,7 @@ class Encoder:
                 continue
             if not isinstance(tags, (list, tuple)):
                 raise FieldError(field.name, "a list of tags", at)
-            kept = [id_text(tag, field.name, at) for tag in tags[: field.max_values]]
+            kept = [id_text(tag, field.name, at) for tag in tags][: field.max_values]
             texts += kept
             cells += range(at * field.max_values, at * field.max_values + len(kept))
         found.reshape(-1)[cells] = keys(texts)

@@ -194,7 +194,10 @@ def read_event(raw: Any, kinds: Mapping[str, str], received: int) -> Event:
     for name, value in fields.items():
         if not name.isidentifier() or not is_name(name):
             raise FieldError("event", "names of fields that are identifiers")
-        _check(name, value, kinds.get(name))
+        try:
+            _check(name, value, kinds.get(name))
+        except FieldError as error:  # a name of the caller's own is not echoed
+            raise FieldError(name if name in kinds else "event", error.expected) from None
     return Event(
         user_id=id_text(raw.get("user_id"), "user_id"),
         item_id=id_text(raw.get("item_id"), "item_id"),

@@ -249,10 +249,34 @@ def test_a_user_is_forgotten_in_every_layout_and_in_the_log(
     left = {key.decode() for key in client.scan_iter() if key.decode().endswith(":x")}
     assert left == {erased_key("din", "u")}
     assert not client.exists(seen_key("din", "u"), history_key("din", "u", encoder.schema.layout))
-    found = append(redis_url, encoder, event(0), event(1))
-    assert [each.status for each in found] == ["refused", "accepted"]
+    # What was sent before, by a clock that is ahead, does not come back either.
+    found = append(redis_url, encoder, event(0), event(60))
+    assert [each.status for each in found] == ["refused", "refused"]
     assert "erased" in (found[0].reason or "")
-    assert [ts for ts, _ in history(client, encoder)] == [1]
+    [later] = append(redis_url, encoder, event(61), clock=lambda: NOW + 30)
+    assert later.status == "accepted"
+    assert [ts for ts, _ in history(client, encoder)] == [61]
+
+
+def test_forgetting_survives_a_damaged_layout_and_needs_no_model(
+    client: Any, redis_url: str, encoder: Encoder
+) -> None:
+    """What was written in a known layout goes, whatever else stands there."""
+    append(redis_url, encoder, event(0))
+    client.hset("din:layouts", "x", b"\xff nonsense")
+    assert with_log(redis_url, lambda log: log.erase("u")) == Erasure(keys=2, entries=1)
+
+
+def test_what_redis_says_is_not_logged(
+    client: Any, redis_url: str, encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It repeats the command, and the user's id stands in its keys."""
+    client.lpush(history_key("din", "s3cr3t", encoder.schema.layout), "no history")
+    with pytest.raises(Unavailable) as found:
+        append(redis_url, encoder, {**event(0), "user_id": "s3cr3t"})
+    assert found.value.__cause__ is None
+    assert "s3cr3t" not in caplog.text
+    assert "ResponseError" in caplog.text
 
 
 def test_forgetting_goes_through_a_long_log(

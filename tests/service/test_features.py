@@ -17,7 +17,7 @@ from model.contract.history import HistoryCodec
 from model.contract.schema import Schema
 from model.contract.store import history_key, profile_key
 from service.features import BehaviourStore, Breaker, Stored
-from tests.support import RedisProcess, free_port, running_redis
+from tests.support import TOY, RedisProcess, free_port, running_redis
 
 SHORT, PATIENT = 0.2, 10.0
 
@@ -136,6 +136,22 @@ def test_histories_of_all_layouts_are_read_together(
     assert stored.history.dtype == encoder.codec.dtype
     assert stored.history["ts"].tolist() == [0, 0, 1, 2, 7]
     assert stored.history["rating"][[0, 3, 4]].tolist() == [9, 8, 7]
+
+
+def test_what_was_wanted_once_is_read_from_then_on(
+    client: Any, redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """A version of another layout that takes over sees what its predecessor's users did."""
+    client.set(history_key("din", "u", schema.layout), packed(encoder, 3))
+    text = TOY.replace('name = "rating"', 'name = "shop"')
+    other = Encoder(Schema.parse(text), encoder.tables, encoder.catalogue)
+
+    async def scenario() -> Stored:
+        async with store_of(redis_url) as store:
+            await store.read("u", schema, encoder.codec, history=True, budget=9)
+            return await store.read("u", other.schema, other.codec, history=True, budget=9)
+
+    assert asyncio.run(scenario()).history["ts"].tolist() == [0, 1, 2]
 
 
 def test_layouts_of_a_store_that_is_away_are_those_known_before(encoder: Encoder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,11 @@ from model.contract.log import Event, Scored, Snapshot, digests, load
 from model.contract.schema import Schema
 from model.contract.store import log_key, partition, profile_key
 from service import binary
+from service.events import EventLog
 from service.lineup import place
-from tests.support import PATIENT, RedisProcess, Service, problem
+from service.score_log import ScoreLog
+from service.telemetry import Telemetry
+from tests.support import PATIENT, RedisProcess, Service, free_port, problem
 
 RATIO = 0.5
 
@@ -223,6 +227,50 @@ def test_a_score_of_a_user_erased_meanwhile_is_not_logged(
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert not client.xlen(log_key("din", partition("u")))
+
+
+def test_an_answer_that_can_not_be_logged_keeps_no_other_from_it(
+    client: Any, logging_service: Service
+) -> None:
+    """JSON may be nested deeper than it can be written; the next answer is logged all the same."""
+    deep: Any = "x"
+    for _ in range(300):
+        deep = [deep]
+    refused = logging_service.score(
+        user_id="u", candidates=[{"item_id": "i1", "genre": ["a", "b", deep]}]
+    )
+    assert problem(refused)["field"] == "candidates[0].genre"
+    raw = [{"item_id": "i1", "ts": 1, "rating": None}]
+    logging_service.score(user_id="u", candidates=["i1"], history=raw)
+    [scored] = entries(client, "u", 1)
+    assert scored.history.raw == raw
+
+
+def test_a_score_log_goes_on_after_what_it_can_not_write(encoder: Encoder) -> None:
+    """The bad one is counted and gone."""
+
+    class Bad:
+        def scored(self) -> Any:
+            raise ValueError("no JSON")
+
+    async def scenario() -> tuple[float, float]:
+        telemetry = Telemetry()
+        events = EventLog(
+            f"redis://127.0.0.1:{free_port()}/0",
+            prefix="din",
+            timeout=1,
+            connections=1,
+            horizon_ms=1,
+            tombstone_ms=1,
+            limit=1,
+        )
+        async with events, ScoreLog(events, share=1.0, telemetry=telemetry) as log:
+            for _ in range(3):
+                log.add(Bad())  # type: ignore[arg-type]
+                await asyncio.sleep(0.05)
+            return telemetry.logged.labels("failed")._value.get(), len(log._waiting)
+
+    assert asyncio.run(scenario()) == (3, 0)
 
 
 def test_a_share_of_the_requests_is_logged_by_their_id(

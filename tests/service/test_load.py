@@ -13,7 +13,7 @@ from redis import Redis
 from model.contract.encode import Encoder
 from model.contract.history import KEPT, HistoryCodec
 from model.contract.schema import Schema
-from model.contract.store import LAYOUTS_SECONDS, history_key, profile_key
+from model.contract.store import LAYOUTS_SECONDS, erased_key, history_key, profile_key
 from service import load
 from tests.support import free_port
 
@@ -148,3 +148,21 @@ def test_a_redis_that_is_not_there_is_one_clear_error(tmp_path: Path, schema: Sc
     histories = load.read(write_logs(tmp_path), schema)
     with pytest.raises(load.LoadError, match="Redis"):
         load.write(histories, schema, f"redis://127.0.0.1:{free_port()}/0", prefix="din")
+
+
+def test_what_users_have_stays_and_who_was_erased_stays_so(
+    redis_url: str, tmp_path: Path, schema: Schema
+) -> None:
+    """Events since may be newer than the logs; --replace says that the logs are right."""
+    folder = write_logs(tmp_path)
+    of_a = history_key("din", "a", schema.layout)
+    with Redis.from_url(redis_url) as client:
+        client.set(of_a, b"from events")
+        client.set(erased_key("din", "b"), 5)
+        count = load.write(load.read(folder, schema), schema, redis_url, prefix="din")
+        assert count == 2  # the profiles of a and c
+        assert client.get(of_a) == b"from events"
+        assert not client.exists(history_key("din", "b", schema.layout), profile_key("din", "b"))
+        load.write(load.read(folder, schema), schema, redis_url, prefix="din", replace=True)
+        assert client.get(of_a) != b"from events"
+        assert not client.exists(history_key("din", "b", schema.layout), profile_key("din", "b"))
