@@ -58,6 +58,7 @@ class Registry:
         # A canary that failed here, with its share then: it gets no traffic until that changes.
         self._withdrawn: tuple[int, float] | None = None
         self._unwritten: str | None = None
+        self._warned = False
 
     @property
     def lineup(self) -> Lineup | None:
@@ -170,18 +171,22 @@ class Registry:
             self.take(replace(lineup, canary_share=0.0))
 
     def _labels(self, repository: Repository) -> Labels:
-        """The labels, told first of a canary that failed here. Raises `LabelError`."""
+        """The labels, told of a canary that failed here. Raises `LabelError`."""
         file = LabelFile(repository, by="service")
-        if self._withdrawn is not None and self._unwritten is not None:
-            why, self._unwritten = self._unwritten, None
-            try:
-                file.withdraw_canary(self._withdrawn[0], why)
-            except OSError as error:
-                _log.warning("the labels can't be written here: %s", error.strerror)
         labels = file.read()
         if self._withdrawn != (labels.canary, labels.canary_share):
-            self._withdrawn = None
-        return labels
+            self._withdrawn = self._unwritten = None  # someone has decided otherwise
+        if self._withdrawn is None or self._unwritten is None:
+            return labels
+        try:
+            file.withdraw_canary(self._withdrawn[0], self._unwritten)
+        except OSError as error:  # tried again with the next look: the disk may be full for now
+            if not self._warned:
+                _log.warning("the labels can't be written here: %s", error.strerror)
+            self._warned = True
+            return labels
+        self._withdrawn, self._unwritten, self._warned = None, None, False
+        return file.read()
 
     def _allowed(self, lineup: Lineup) -> Lineup:
         """Without traffic for a canary that was withdrawn here."""

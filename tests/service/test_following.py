@@ -267,6 +267,26 @@ def test_where_labels_can_not_be_written_the_decision_stands_here(followed: Foll
     assert followed.lineup().canary_share == 0.25
 
 
+def test_labels_that_could_not_be_written_for_a_while_are_written_then(
+    followed: Followed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So that a service that starts later does not give the canary its traffic again; the trouble
+    is told once."""
+    followed.labels.promote(1)
+    followed.labels.start_canary(2, 0.5)
+    followed.look()
+    lock = followed.root / "toy" / ".labels.lock"
+    lock.unlink()
+    lock.mkdir()
+    fail(followed, canary=10, of=10)
+    for _ in range(3):
+        followed.look()
+    lock.rmdir()
+    followed.look()
+    assert followed.labels.read().canary_share == 0
+    assert caplog.text.count("can't be written") == 1
+
+
 def test_a_look_that_began_before_a_canary_failed_does_not_bring_it_back(
     followed: Followed,
 ) -> None:
