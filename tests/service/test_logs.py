@@ -55,7 +55,6 @@ def test_no_line_names_a_user_or_an_item(alone: Service) -> None:
     """Whatever works or fails: bad fields, bad routes, a model that fails, an erasure."""
     alone.score(**ASK)
     alone.score(**ASK, context={SECRET: SECRET})
-    alone.score(**{**ASK, "candidates": [SECRET, "i40"]})
     alone.client.post(
         "/score", content=SECRET.encode(), headers={"Content-Type": "application/json"}
     )
@@ -63,6 +62,8 @@ def test_no_line_names_a_user_or_an_item(alone: Service) -> None:
     alone.client.post("/events", json={"user_id": SECRET, "item_id": SECRET})
     alone.client.delete(f"/users/{SECRET}")
     alone.client.get(f"/{SECRET}?{SECRET}={SECRET}")
+    failed = alone.score(**{**ASK, "candidates": [SECRET, "i40"]})  # and ends the connection
+    assert failed.status_code == 500
     assert len(lines(alone)) > 3
     assert SECRET not in alone.logs()
 
