@@ -58,7 +58,7 @@ def serve(
     Every option, and more, is also an environment variable: DINSERVE_REDIS_URL, DINSERVE_PORT,
     DINSERVE_TIMEOUT_MS, ... (see service/settings.py).
     """
-    from service.telemetry import log_as_json
+    from service.logs import log_as_json
 
     settings = settings_of(
         repository=repository,

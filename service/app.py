@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 
 from fastapi import FastAPI
@@ -25,6 +25,7 @@ from service.scorer import Job, Scorer, cost, run
 from service.settings import Settings
 from service.shadow import Shadow
 from service.telemetry import Telemetry
+from service.traces import Traced, Traces
 from service.trial import Trial
 from service.verify import OpenEngine
 
@@ -41,7 +42,8 @@ def create_app(
     telemetry: Telemetry | None = None,
     hold: Callable[[], bool] | None = None,
 ) -> FastAPI:
-    """The service as an ASGI application. Raises `EngineError` for a provider that is not there.
+    """The service as an ASGI application. Raises `EngineError` for a provider that is not there
+    and `TracesError` where traces are wanted and can't be sent.
 
     ``open_engine`` opens a graph; by default in onnxruntime on the settings' provider.
     ``telemetry`` is given by one of several workers, and with it ``hold``: the application starts
@@ -91,7 +93,9 @@ def create_app(
         workers=settings.runs(on_device),
     )
     telemetry.follow(telemetry.queued_pairs, lambda: batcher.queued)
+    telemetry.follow(telemetry.queued_requests, lambda: batcher.length)
     telemetry.follow(telemetry.ready, lambda: registry.current is not None and batcher.alive)
+    traces = Traces(settings.traces) if settings.traces else None
     events = EventLog(
         settings.redis_url,
         prefix=settings.key_prefix,
@@ -100,6 +104,7 @@ def create_app(
         horizon_ms=settings.history_days * _DAY_MS,
         tombstone_ms=settings.erased_days * _DAY_MS,
         limit=settings.log_entries // PARTITIONS,
+        on_failure=lambda reason: telemetry.write_failures.labels(reason).inc(),
     )
     score_log = ScoreLog(events, share=settings.log_share, telemetry=telemetry)
     scorer = Scorer(
@@ -116,7 +121,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         _log.info("provider %s, %d threads, %d runs", provider, settings.threads, batcher.workers)
-        async with store, events, score_log, batcher, shadow:
+        async with traces or nullcontext(), store, events, score_log, batcher, shadow:
             await store.learn_layouts()
             if hold is not None:
                 await registry.renew()
@@ -147,5 +152,7 @@ def create_app(
     answer_problems(app, partial(count_problem, telemetry))
     document = app.openapi()
     document["paths"] = {**score_paths(), **document["paths"]}
+    if traces is not None:
+        app.add_middleware(Traced, traces=traces)
     app.router.routes[:0] = score_routes(settings, scorer, telemetry)  # the first to be looked at
     return app

@@ -48,6 +48,7 @@ class _Entry(Generic[Item, Answer]):
     deadline: float
     arrived: float
     waiting: bool = True
+    taken: bool = False
 
 
 class Batcher(Generic[Item, Answer]):
@@ -71,7 +72,7 @@ class Batcher(Generic[Item, Answer]):
         self._merge_limit, self._queue_limit = merge_limit, queue_limit
         self.workers = workers
         self._queue: deque[_Entry[Item, Answer]] = deque()
-        self._queued = 0
+        self._queued = self._length = 0
         self._unresolved: set[_Entry[Item, Answer]] = set()
         self._alive = False
 
@@ -106,6 +107,11 @@ class Batcher(Generic[Item, Answer]):
         """Work that waits."""
         return self._queued
 
+    @property
+    def length(self) -> int:
+        """Items that wait."""
+        return self._length
+
     async def submit(self, item: Item, deadline: float) -> Done[Answer]:
         """The answer for one item, before ``deadline`` of the loop's clock.
 
@@ -125,6 +131,7 @@ class Batcher(Generic[Item, Answer]):
         )
         self._queue.append(entry)
         self._queued += work
+        self._length += 1
         self._unresolved.add(entry)
         self._arrival.set()
         try:
@@ -132,7 +139,8 @@ class Batcher(Generic[Item, Answer]):
                 return await entry.future
         except TimeoutError:
             if limit.expired():
-                raise DeadlineExceeded("The deadline passed before the score was there") from None
+                late = "The deadline passed before the score was there"
+                raise DeadlineExceeded(late, "model" if entry.taken else "queue") from None
             raise
         finally:
             self._leave(entry)
@@ -145,6 +153,7 @@ class Batcher(Generic[Item, Answer]):
         if entry.waiting:
             entry.waiting = False
             self._queued -= entry.work
+            self._length -= 1
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -169,6 +178,7 @@ class Batcher(Generic[Item, Answer]):
                 if taken and not self._may_join(taken, entry, together):
                     break
                 taken.append(entry)
+                entry.taken = True
                 items = together
             self._queue.popleft()
             self._leave(entry)
@@ -223,7 +233,7 @@ class Batcher(Generic[Item, Answer]):
             _log.critical("the batcher's loop died", exc_info=task.exception())
         self._alive = False
         self._queue.clear()
-        self._queued = 0
         for entry in self._unresolved:
+            self._leave(entry)
             if not entry.future.done():
                 entry.future.set_exception(Stopped("The batcher stopped"))

@@ -23,7 +23,12 @@ No detail ever holds a value that the caller sent: it may be personal, and it ma
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+# Where a request's time may end: while its body came, while its features were read and encoded,
+# while it waited for the model, while that ran.
+Stage = Literal["body", "features", "queue", "model"]
+STAGES: tuple[Stage, ...] = ("body", "features", "queue", "model")
 
 
 class Problem(Exception):  # noqa: N818 (the word of RFC 9457)
@@ -77,22 +82,31 @@ class Internal(Problem):
 
 class Unavailable(Problem):
     status, title = 503, "Unavailable"
+    reason: ClassVar[str] = "unavailable"
+    """Why, in a word, for metrics."""
 
     def __init__(self, detail: str = "", *, retry_after: float = 1.0) -> None:
         super().__init__(detail, retry_after=retry_after)
 
 
 class NotReady(Unavailable):
-    title = "Not ready"
+    title, reason = "Not ready", "not_ready"
 
 
 class Overloaded(Unavailable):
-    title = "Overloaded"
+    title, reason = "Overloaded", "overloaded"
 
 
 class Stopped(Unavailable):
-    title = "Stopped"
+    title, reason = "Stopped", "stopped"
 
 
 class DeadlineExceeded(Problem):
     status, title = 504, "Deadline exceeded"
+
+    def __init__(self, detail: str, stage: Stage) -> None:
+        super().__init__(detail)
+        self.stage = stage
+
+
+SHED = tuple(each.reason for each in (NotReady, Overloaded, Stopped))

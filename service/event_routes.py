@@ -16,6 +16,7 @@ from service.registry import Registry
 from service.routes import document, json_body
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.traces import staged
 from service.wire import ID_SCHEMA, user_text
 
 MAX_EVENTS = 1000
@@ -99,7 +100,8 @@ def event_routes(
     async def post_events(request: Request) -> Response:
         learnt = encoder()
         raws, alone = _events(await json_body(request, settings))
-        found = await events.append(raws, learnt)
+        with staged(request.scope, "redis"):
+            found = await events.append(raws, learnt)
         counts = dict.fromkeys(("accepted", "duplicate", "refused"), 0)
         for each in found:
             counts[each.status] += 1

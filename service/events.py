@@ -89,9 +89,11 @@ class EventLog:
         horizon_ms: int,
         tombstone_ms: int,
         limit: int,
+        on_failure: Callable[[str], object] = lambda reason: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._prefix, self._limit, self._clock = prefix, limit, clock
+        self._on_failure = on_failure
         self._horizon_ms, self._tombstone_ms = horizon_ms, tombstone_ms
         self._redis = Redis.from_url(
             url,
@@ -249,6 +251,7 @@ class EventLog:
         except NoScriptError:
             raise
         except (RedisError, OSError, TimeoutError) as error:
+            self._on_failure(type(error).__name__)
             # Redis repeats the command, with the user's id in its keys: it must not reach the log.
             _log.warning("the store did not take a write: %s", type(error).__name__)
             raise Unavailable("The store did not take it; send it again") from None

@@ -120,7 +120,7 @@ def admin(
 
     from model.contract.repository import RepositoryError
     from service.admin import create_admin
-    from service.telemetry import log_as_json
+    from service.logs import log_as_json
     from service.worker import server_options
 
     settings = settings_of(repository=repository, name=name, admin_host=host, admin_port=port)

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from service.errors import Internal, Problem
+from service.logs import REQUEST
 
 JSON = "application/json"
 REQUEST_ID = "X-Request-ID"
@@ -19,25 +20,26 @@ _log = logging.getLogger(__name__)
 
 
 def answer_problems(
-    app: FastAPI, count: Callable[[Request, int], object] = lambda request, status: None
+    app: FastAPI,
+    count: Callable[[Request, int, Problem | None], object] = lambda request, status, problem: None,
 ) -> None:
-    """Make every error a problem; ``count`` is told of each, with its status."""
+    """Make every error a problem; ``count`` is told its status, and what it is if ours."""
 
     async def problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
-        count(request, error.status)
+        count(request, error.status, error)
         if error.status >= 500 and error.__cause__ is not None:
             _log.error("request %s failed", request_id(request), exc_info=error)
         return problem_response(request, error.status, error.title, error.detail, problem=error)
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        count(request, error.status_code)
+        count(request, error.status_code, None)
         title = str(error.detail)
         return problem_response(request, error.status_code, title, title, headers=error.headers)
 
     async def unexpected(request: Request, error: Exception) -> Response:
-        count(request, 500)
+        count(request, 500, None)
         _log.error("request %s failed", request_id(request))
         return problem_response(request, 500, Internal.title, Internal.title)
 
@@ -53,6 +55,7 @@ def request_id(request: Request) -> str:
         found = request.headers.get(REQUEST_ID, "")
         sane = 0 < len(found) <= _MAX_REQUEST_ID and all("!" <= each <= "~" for each in found)
         request.state.request_id = found = found if sane else uuid.uuid4().hex
+        REQUEST.set(found)
     return found
 
 

@@ -247,6 +247,7 @@ class Registry:
         """Metrics and log lines of a switch."""
         telemetry, name = self._telemetry, now.stable.name
         telemetry.version.labels(name).set(now.stable.number)
+        telemetry.created.labels(name).set(now.stable.created)
         for label in ("canary", "shadow"):
             version, share = getattr(now, label), getattr(now, f"{label}_share")
             telemetry.beside.labels(name, label).set(version.number if version else 0)

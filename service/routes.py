@@ -21,7 +21,16 @@ from service.batcher import Batcher
 from service.binary import BINARY
 from service.columns import COLUMNS, ColumnsRequest, ColumnsResponse
 from service.engine import Scores
-from service.errors import BodyTimeout, BodyTooLarge, Malformed, NotJson, NotReady
+from service.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    DeadlineExceeded,
+    Malformed,
+    NotJson,
+    NotReady,
+    Problem,
+    Unavailable,
+)
 from service.lineup import Lineup
 from service.problems import JSON, REQUEST_ID, json_response, request_id
 from service.registry import Registry
@@ -29,6 +38,7 @@ from service.rows import ROWS, ScoreRequest, ScoreResponse
 from service.scorer import Job, Scorer
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.traces import trace_of
 from service.wire import Form, ProblemDocument, read_json
 
 _SCORES = ("/score", "/score/columns")
@@ -69,7 +79,7 @@ class ScoreEndpoint:
         request = Request(scope, receive)
         form = _form(request, self._forms)
         body = await read_body(request, self._settings)
-        found = await self._scorer.score(form, body, request_id(request), started)
+        found = await self._scorer.score(form, body, request_id(request), started, trace_of(scope))
         headers = {REQUEST_ID: request_id(request)}
         response = Response(found, media_type=form.media_type, headers=headers)
         self._telemetry.request_seconds.observe(perf_counter() - started)
@@ -77,10 +87,17 @@ class ScoreEndpoint:
         await response(scope, receive, send)
 
 
-def count_problem(telemetry: Telemetry, request: Request, status: int) -> None:
+def count_problem(
+    telemetry: Telemetry, request: Request, status: int, problem: Problem | None
+) -> None:
     """Count a score request that was answered with a problem."""
-    if request.url.path in _SCORES:
-        telemetry.requests.labels(str(status)).inc()
+    if request.url.path not in _SCORES:
+        return
+    telemetry.requests.labels(str(status)).inc()
+    if isinstance(problem, Unavailable):
+        telemetry.shed.labels(problem.reason).inc()
+    elif isinstance(problem, DeadlineExceeded):
+        telemetry.expired.labels(problem.stage).inc()
 
 
 def score_paths() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter, time
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from service.registry import Registry
 from service.score_log import Noted, ScoreLog
 from service.shadow import Shadow
 from service.telemetry import Telemetry
+from service.traces import Trace
 from service.verify import Version
 from service.wire import Answer, Ask, Because, Form
 
@@ -35,6 +36,7 @@ Result = TypeVar("Result")
 
 # Above this many bytes a body is read and encoded in a thread: it takes milliseconds.
 INLINE_BYTES = 32_768
+_TOO_LATE = "The deadline passed before the model could run"
 _log = logging.getLogger(__name__)
 
 
@@ -62,6 +64,7 @@ class Call:
     started: float
     large: bool
     lineup: Lineup
+    trace: Trace | None
 
 
 def cost(jobs: Sequence[Job]) -> int:
@@ -105,8 +108,16 @@ class Scorer:
         self._recorded, self._shadow = recorded, shadow
         self._telemetry, self._timeout_ms = telemetry, timeout_ms
 
-    async def score(self, form: Form, body: bytes, request_id: str, started: float) -> bytes:
-        """The answer's body, in the request's form. ``started`` is of `perf_counter`.
+    async def score(
+        self,
+        form: Form,
+        body: bytes,
+        request_id: str,
+        started: float,
+        trace: Trace | None = None,
+    ) -> bytes:
+        """The answer's body, in the request's form. ``started`` is of `perf_counter`; ``trace`` is
+        told of the stages.
 
         What a canary can't answer is answered by the stable version. Raises `Problem`.
         """
@@ -117,7 +128,7 @@ class Scorer:
         stable = lineup.stable
         asked = await _perform(large, form.read, body, stable.schema)
         version = lineup.pick(asked.user)
-        call = Call(form, body, request_id, started, large, lineup)
+        call = Call(form, body, request_id, started, large, lineup, trace)
         if version is stable:
             return await self._counted(call, asked, stable)
         try:
@@ -157,16 +168,21 @@ class Scorer:
         """A version's answer. Raises `Problem`, and what the engine raises."""
         left = (asked.timeout_ms or self._timeout_ms) / 1e3 - (perf_counter() - call.started)
         if left <= 0:
-            raise DeadlineExceeded("The deadline passed before the model could run")
+            raise DeadlineExceeded(_TOO_LATE, "body")
         deadline = asyncio.get_running_loop().time() + left
         asking = perf_counter()
-        stored = await self._stored(asked, version, left)
-        store_seconds = perf_counter() - asking
+        stored = await self._stored(call, asked, version, left)
+        encoding = perf_counter()
         job, known, stored = await _perform(call.large, _encode, call.form, asked, version, stored)
-        if perf_counter() - asking >= left:
-            raise DeadlineExceeded("The deadline passed before the model could run")
-        done = await self._batcher.submit(job, deadline)
-        self._count(known, stored, store_seconds, done, behaviours=job.behaviours)
+        encoded = perf_counter()
+        if encoded - asking >= left:
+            raise DeadlineExceeded(_TOO_LATE, "features")
+        if call.trace is not None:
+            call.trace.stage("encode", encoding, encoded)
+        done = await self._run(call, job, deadline)
+        self._telemetry.store_seconds.observe(encoding - asking)
+        self._telemetry.encode_seconds.observe(encoded - encoding)
+        self._count(known, stored, done, behaviours=job.behaviours)
         total = perf_counter() - call.started
         answer = Answer(
             request_id=call.request_id,
@@ -179,7 +195,7 @@ class Scorer:
             known=known,
             because=_because(asked, version, stored.history, done.answer.weight),
             timing_ms={
-                "store": round(store_seconds * 1e3, 3),
+                "store": round((encoding - asking) * 1e3, 3),
                 "queue": round(done.queue_seconds * 1e3, 3),
                 "model": round(done.run_seconds * 1e3, 3),
                 "total": round(total * 1e3, 3),
@@ -194,7 +210,28 @@ class Scorer:
             self._shadow.offer(beside, read, asked, stored, version, answer.probability)
         return call.form.write(asked, answer)
 
-    async def _stored(self, asked: Ask, version: Version, left: float) -> Stored:
+    async def _run(self, call: Call, job: Job, deadline: float) -> Done[Scores]:
+        """What the batcher makes of a job; the trace knows how it went. Raises what it raises."""
+        if call.trace is None:
+            return await self._batcher.submit(job, deadline)
+        asking = perf_counter()
+        about: dict[str, Any] = {
+            "dinserve.model": job.version.name,
+            "dinserve.version": job.version.number,
+        }
+        try:
+            done = await self._batcher.submit(job, deadline)
+        except Exception as error:
+            at = "queue" if isinstance(error, Unavailable) else getattr(error, "stage", "model")
+            call.trace.stage(at, asking, perf_counter(), type(error).__name__, **about)
+            raise
+        running = asking + done.queue_seconds
+        about["dinserve.call.requests"] = done.members
+        call.trace.stage("queue", asking, running)
+        call.trace.stage("model", running, running + done.run_seconds, **about)
+        return done
+
+    async def _stored(self, call: Call, asked: Ask, version: Version, left: float) -> Stored:
         """What the store has to add to a request; it is not asked for nothing."""
         schema, codec = version.schema, version.encoder.codec
         in_store = asked.history is None
@@ -202,13 +239,16 @@ class Scorer:
         if not in_store and not lacks:
             return Stored(codec.empty())
         # Half of the time left, so that a store that hangs leaves some for the model.
-        return await self._store.read(asked.user, schema, codec, history=in_store, budget=left / 2)
+        asking = perf_counter()
+        found = await self._store.read(asked.user, schema, codec, history=in_store, budget=left / 2)
+        if call.trace is not None:
+            call.trace.stage("redis", asking, perf_counter(), found.degraded)
+        return found
 
     def _count(
         self,
         known: npt.NDArray[np.bool_],
         stored: Stored,
-        store_seconds: float,
         done: Done[Scores],
         *,
         behaviours: int,
@@ -216,7 +256,6 @@ class Scorer:
         telemetry = self._telemetry
         telemetry.candidates.observe(len(known))
         telemetry.history_length.observe(behaviours)
-        telemetry.store_seconds.observe(store_seconds)
         telemetry.queue_seconds.observe(done.queue_seconds)
         telemetry.model_seconds.observe(done.run_seconds)
         unknown = len(known) - int(known.sum())

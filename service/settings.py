@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Provider = Literal["auto", "cpu", "cuda"]
@@ -88,6 +88,13 @@ class Settings(BaseSettings):
     )
     log_entries: int = Field(
         2**20, ge=64, description="the log may hold so many before it is collected"
+    )
+
+    traces: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        validation_alias=AliasChoices("DINSERVE_TRACES", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="URL of an OpenTelemetry collector (OTLP over HTTP) that gets traces",
     )
 
     def runs(self, on_device: bool) -> int:

@@ -1,16 +1,12 @@
-"""Telemetry: what the service tells its operators, as Prometheus metrics and log lines.
+"""Telemetry: what the service tells its operators, as Prometheus metrics (docs/observe.md).
 
-No user or item id is ever a label or part of a line. Several workers keep their metrics in one
-folder (see `service.shared`), and each of them tells those of all.
+No user or item id is ever a label. Several workers keep their metrics in one folder (see
+`service.shared`), and each of them tells those of all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -26,6 +22,8 @@ from prometheus_client import (
 )
 
 from service import shared
+from service.errors import SHED, STAGES
+from service.features import HISTORY_UNAVAILABLE, PROFILE_UNAVAILABLE
 
 _MILLISECONDS = (0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 200, 500, 1000, 5000)
 _SECONDS = tuple(each / 1e3 for each in _MILLISECONDS)
@@ -33,6 +31,7 @@ _SIZES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
 _DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _RANKS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 _PAIRS = tuple(10.0**power for power in range(8))
+_STATUSES = (200, 400, 408, 413, 415, 422, 500, 503, 504)
 
 
 Merge = Literal["livesum", "livemin", "livemax"]
@@ -67,8 +66,11 @@ class Telemetry:
             return Histogram(f"dinserve_{name}", text, registry=registry, buckets=buckets)
 
         self.requests = counter("requests_total", "Score requests answered", "status")
+        self.shed = counter("requests_shed_total", "Of these, refused with 503", "reason")
+        self.expired = counter("requests_expired_total", "Of these, too late: 504", "stage")
         self.request_seconds = histogram("request_seconds", "Whole of a score request", _SECONDS)
         self.store_seconds = histogram("store_seconds", "Read of history and profile", _SECONDS)
+        self.encode_seconds = histogram("encode_seconds", "Encoding of a request", _SECONDS)
         self.queue_seconds = histogram("queue_seconds", "Wait for the model", _SECONDS)
         self.model_seconds = histogram("model_seconds", "Run of the model", _SECONDS)
         self.candidates = histogram("candidates", "Candidates per request", _SIZES)
@@ -76,13 +78,20 @@ class Telemetry:
         self.unknown_items = counter("unknown_items_total", "Candidates not in the catalogue")
         self.degraded = counter("degraded_total", "Requests scored with less", "reason")
         self.store_failures = counter("store_failures_total", "Reads that failed", "reason")
+        self.write_failures = counter(
+            "store_write_failures_total", "Writes of events and logs that failed", "reason"
+        )
         self.breaker_open = gauge("breaker_open", "Workers that do not ask the store now")
         self.calls = counter("model_calls_total", "Runs of the model")
         self.call_requests = histogram("model_call_requests", "Requests per run", _SIZES)
         self.call_pairs = histogram("model_call_pairs", "Candidate x behaviour pairs", _PAIRS)
         self.queued_pairs = gauge("queued_pairs", "Pairs that wait for the model")
+        self.queued_requests = gauge("queued_requests", "Requests that wait for the model")
         self.ready = gauge("ready", "Workers that serve a verified model")
         self.version = gauge("model_version", "The version served", "model", merge="livemin")
+        self.created = gauge(
+            "model_created_timestamp_seconds", "When that was made", "model", merge="livemin"
+        )
         self.swaps = counter("model_swaps_total", "Versions taken into service")
         self.refused = counter(
             "model_versions_refused_total", "Versions found bad", "model", "reason"
@@ -101,6 +110,16 @@ class Telemetry:
         self.events = counter("events_total", "Events by what became of them", "status")
         self.erased = counter("users_erased_total", "Users erased")
         self.logged = counter("scores_logged_total", "Scores by what became of their log", "result")
+        # Told as 0 from the start: of a series that begins with 1, no rate knows the first.
+        for told, values in (
+            (self.requests, map(str, _STATUSES)),
+            (self.shed, SHED),
+            (self.expired, STAGES),
+            (self.degraded, (HISTORY_UNAVAILABLE, PROFILE_UNAVAILABLE)),
+            (self.logged, ("logged", "erased", "full", "dropped")),
+        ):
+            for value in values:
+                told.labels(value)
 
     def follow(self, gauge: Gauge, value: Callable[[], float]) -> None:
         """Have a gauge say what ``value()`` is, anew with each `refresh`."""
@@ -120,33 +139,3 @@ class Telemetry:
         """The text that Prometheus scrapes."""
         self.refresh()
         return generate_latest(self._registry)
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object per log line: time, level, logger, message, and a traceback if any; the
-    worker's number where there are several."""
-
-    def __init__(self, worker: int | None = None) -> None:
-        super().__init__()
-        self._worker = {} if worker is None else {"worker": worker}
-
-    def format(self, record: logging.LogRecord) -> str:
-        instant = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
-            "time": f"{instant}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            **self._worker,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-def log_as_json(level: int = logging.INFO, worker: int | None = None) -> None:
-    """Send every log of the process to standard error as JSON lines."""
-    output = logging.StreamHandler(sys.stderr)
-    output.setFormatter(JsonLines(worker))
-    logging.basicConfig(level=level, handlers=[output], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)

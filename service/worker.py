@@ -52,7 +52,8 @@ def work(settings: Settings, place: Place) -> None:
     from service import shared
     from service.app import create_app
     from service.engine import EngineError
-    from service.telemetry import Telemetry, log_as_json
+    from service.logs import log_as_json
+    from service.telemetry import Telemetry
 
     log_as_json(worker=place.number)
     shared.join(place.folder, place.number)

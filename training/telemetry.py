@@ -66,7 +66,7 @@ class Telemetry(Collector):
         self.removed = counter("removed_total", "Rows taken out for erased users", "kind")
         self.withdrawn = counter("canaries_withdrawn_total", "Canaries that the guard stopped")
         self.waiting = gauge("waiting_entries", "Entries in the streams")
-        self.last = gauge("last_success_seconds", "When a turn was last done")
+        self.last = gauge("last_success_timestamp_seconds", "When a turn was last done")
         self._live = Live({}, {})
         self.registry.register(self)
 

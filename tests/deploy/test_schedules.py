@@ -17,7 +17,7 @@ from tests.support import ROOT
 from tests.training.test_job import command
 from training.announce import EXITS
 
-CRONJOB = ROOT / "deploy/kubernetes/cronjob-retrain.yaml"
+CRONJOB = ROOT / "deploy/kubernetes/base/cronjob-retrain.yaml"
 COMPOSE = ROOT / "deploy/compose.retrain.yml"
 NIGHTLY = ROOT / "deploy/retrain-nightly.sh"
 DAG = ROOT / "deploy/airflow/retrain_dag.py"
