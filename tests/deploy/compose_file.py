@@ -39,3 +39,14 @@ def lineage(stage: str) -> list[tuple[str, str]]:
     own = stages()[stage]
     source = own[0][1].split(" AS ")[0]
     return [*(lineage(source) if source in stages() else []), *own[1:]]
+
+
+def copied(stage: str) -> list[str]:
+    """What a stage and those it is built on copy out of the checkout."""
+    found = [rest.split() for word, rest in lineage(stage) if word == "COPY"]
+    return [path for words in found if "--from" not in words[0] for path in words[:-1]]
+
+
+def sent() -> set[str]:
+    """All that the Dockerfile copies out of the checkout."""
+    return {path for stage in stages() if stage for path in copied(stage)}

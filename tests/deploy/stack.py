@@ -14,11 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deploy.compose_file import OURS
+from tests.deploy.compose_file import OURS, sent
 from tests.support import ROOT, free_port
 
-SENT = ["Dockerfile", ".dockerignore", "docker-compose.yml", "pyproject.toml", "constraints.txt"]
-SENT += ["deploy", "model", "service", "terminal", "training"]
+FILES = {"Dockerfile", ".dockerignore", "docker-compose.yml", "deploy"}
 ENGINE = ROOT.parent / "shared/containers/setup-docker.sh"
 # A machine's own settings must not change what is tested; these reach the engine and packages.
 PASSED_ON = ("PATH", "HOME", "DOCKER_HOST", "DOCKER_CONFIG", "PIP_EXTRA_INDEX_URL")
@@ -43,7 +42,7 @@ class Stack:
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
-        for name in SENT:
+        for name in FILES | {path.split("/")[0] for path in sent()}:
             source, target = ROOT / name, folder / name
             if source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))

@@ -14,18 +14,22 @@ import yaml
 from deploy.requirements import requirements
 from service.settings import Settings
 from service.worker import server_options
-from tests.deploy.compose_file import COMPOSE, DOCKERFILE, GPU, OURS, SERVICES, lineage, stages
+from tests.deploy.compose_file import (
+    COMPOSE,
+    DOCKERFILE,
+    GPU,
+    OURS,
+    SERVICES,
+    copied,
+    lineage,
+    sent,
+    stages,
+)
 from tests.support import ROOT
 
 TARGETS = ("service", "service-gpu", "training")
 ENTRY = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
-def copied(stage: str) -> list[str]:
-    """What a stage copies out of the checkout."""
-    found = [rest.split() for word, rest in lineage(stage) if word == "COPY"]
-    return [path for words in found if "--from" not in words[0] for path in words[:-1]]
 
 
 def first_party(*folders: str) -> set[str]:
@@ -62,12 +66,13 @@ def test_every_image_is_one_that_is_known() -> None:
 
 def test_what_is_copied_is_there_and_no_more_is_sent() -> None:
     """Each path that is copied exists and passes .dockerignore, and nothing else does."""
-    wanted = {path for stage in stages() if stage for path in copied(stage)}
+    wanted = sent()
     assert all((ROOT / path).exists() for path in wanted)
     lines = (ROOT / ".dockerignore").read_text().splitlines()
-    sent = {line[1:] for line in lines if line.startswith("!")}
     assert lines[1] == "*"
-    assert sent == {each for each in wanted if not any(each.startswith(f"{a}/") for a in wanted)}
+    assert {line[1:] for line in lines if line.startswith("!")} == {
+        each for each in wanted if not any(each.startswith(f"{a}/") for a in wanted)
+    }
 
 
 @pytest.mark.parametrize(
@@ -187,9 +192,7 @@ def test_the_example_has_all_that_compose_reads() -> None:
     read: dict[str, str] = {}
     for path in (COMPOSE, GPU):
         for name, default in ENTRY.findall(path.read_text()):
-            if path == COMPOSE:
-                assert read.setdefault(name, default) == default, name
-            assert name in read
+            assert read.setdefault(name, default) == default, name
     lines = (ROOT / ".env.example").read_text().splitlines()
     shown = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     assert shown == read
