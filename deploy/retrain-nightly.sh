@@ -1,5 +1,6 @@
 #!/bin/sh
-# Retrains every day at RETRAIN_AT (UTC, HH:MM), with the options it is given, until it is stopped.
+# Retrains every day at RETRAIN_AT (UTC, HH:MM), with the options it is given and RETRAIN_OPTIONS,
+# until it is stopped.
 # What comes of it is the job's own last line; no outcome ends the loop, the next night is another.
 set -u
 trap 'exit 0' TERM INT
@@ -10,6 +11,7 @@ while :; do
   [ "$at" -gt "$now" ] || at=$((at + 86400))
   sleep $((at - now)) &
   wait $! # unlike sleep itself, wait lets a signal through
-  python -m training retrain "$@"
+  # shellcheck disable=SC2086 # these are several words
+  python -m training retrain "$@" ${RETRAIN_OPTIONS-}
   echo "retrain: exit code $?" >&2
 done

@@ -114,6 +114,10 @@ def load_histories(
     name: Name = None,
     key_prefix: Prefix = None,
     days: Annotated[int, typer.Option(min=1, help="Time to live of every key.")] = 90,
+    schema_file: Annotated[
+        Path | None,
+        typer.Option("--schema", help="A schema, where no version is published yet."),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Also what users have already, from events.")
     ] = False,
@@ -123,6 +127,7 @@ def load_histories(
 
     from rich.console import Console
 
+    from model.contract.schema import Schema, SchemaError
     from service import load
     from terminal.progress import progress
 
@@ -131,8 +136,8 @@ def load_histories(
     )
     console = Console(stderr=True)
     started = time.perf_counter()
-    schema = _served_schema(settings)
     try:
+        schema = Schema.load(schema_file) if schema_file else _served_schema(settings)
         with progress(console) as update:
             update("read", 0, 0, {})
             histories = load.read(data, schema)
@@ -145,7 +150,7 @@ def load_histories(
                 replace=replace,
                 progress=lambda done: update("store keys", done, len(histories), {}),
             )
-    except load.LoadError as error:
+    except (load.LoadError, SchemaError) as error:
         raise CommandError(str(error)) from None
     console.print(
         f"{len(histories.records):,} behaviours of {len(histories.users):,} users: "

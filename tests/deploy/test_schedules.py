@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from tests.deploy.compose_file import SERVICES
 from tests.support import ROOT
 from tests.training.test_job import command
 from training.announce import EXITS
 
 CRONJOB = ROOT / "deploy/kubernetes/base/cronjob-retrain.yaml"
-COMPOSE = ROOT / "deploy/compose.retrain.yml"
 NIGHTLY = ROOT / "deploy/retrain-nightly.sh"
 DAG = ROOT / "deploy/airflow/retrain_dag.py"
 
@@ -43,6 +43,15 @@ def dag() -> dict[str, Any]:
     return found
 
 
+def words_of_compose() -> list[str]:
+    """What its script is given, and its default RETRAIN_OPTIONS."""
+    retrain = SERVICES["retrain"]
+    shell, script, *words = retrain["command"]
+    assert (shell, script) == ("/bin/sh", f"/app/{NIGHTLY.relative_to(ROOT)}")
+    options = retrain["environment"]["RETRAIN_OPTIONS"].removeprefix("${RETRAIN_OPTIONS:-")
+    return [*words, *shlex.split(options.removesuffix("}"))]
+
+
 def words_of_dag() -> list[str]:
     rendered = re.sub(r"\{\{.*?\}\}", "2026-11-21", dag()["bash_command"])
     python, module, name, *rest = shlex.split(rendered)
@@ -53,7 +62,7 @@ def words_of_dag() -> list[str]:
 
 @pytest.mark.parametrize(
     "words",
-    [listed(CRONJOB, "args"), listed(COMPOSE, "command"), words_of_dag()],
+    [listed(CRONJOB, "args"), words_of_compose(), words_of_dag()],
     ids=["kubernetes", "compose", "airflow"],
 )
 def test_the_command_knows_every_option(
@@ -99,12 +108,13 @@ def test_nights_follow_one_another_whatever_comes_of_them(tmp_path: Path) -> Non
         log.write_text("")
         ended = subprocess.run(
             ["/bin/sh", str(NIGHTLY), "--repository", "r"],
-            env={**program, "RETRAIN_AT": at},
+            env={**program, "RETRAIN_AT": at, "RETRAIN_OPTIONS": "--window-days 7"},
             timeout=60,
             check=False,
         )
         assert ended.returncode == 0
-        assert log.read_text() == f"sleep {seconds}\n-m training retrain --repository r\n" * 3
+        night = f"sleep {seconds}\n-m training retrain --repository r --window-days 7\n"
+        assert log.read_text() == night * 3
 
 
 def stub(folder: Path, name: str, script: str) -> dict[str, str]:
@@ -127,6 +137,4 @@ def test_the_files_are_yaml() -> None:
     assert container["args"] == listed(CRONJOB, "args")
     names = {each["name"] for each in template["volumes"]}
     assert {each["name"] for each in container["volumeMounts"]} == names
-    service = yaml.safe_load(COMPOSE.read_text())["services"]["retrain"]
-    assert service["profiles"] == ["retrain"]
-    assert service["volumes"][0].split(":")[0] == f"./{NIGHTLY.relative_to(ROOT)}"
+    assert SERVICES["retrain"]["profiles"] == ["retrain"]

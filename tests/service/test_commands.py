@@ -79,6 +79,21 @@ def test_histories_are_loaded_and_then_scored(
     assert [score["item_id"] for score in whole["scores"]] == ["i3", "i4", "nothing"]
 
 
+def test_histories_are_loaded_before_there_is_a_model(
+    command: Command, redis_url: str, tmp_path: Path, schema: Schema
+) -> None:
+    """With a schema of one's own no version is needed; without a readable one that is said."""
+    (tmp_path / "schema.toml").write_text(TOY)
+    where = ("--repository", tmp_path / "empty", "--redis-url", redis_url)
+    words = ("--data", logs(tmp_path), *where, "--schema")
+    loaded = command("load-histories", *words, tmp_path / "schema.toml")
+    assert (loaded.status, "4 keys stored" in loaded.errors) == (0, True)
+    with Redis.from_url(redis_url) as client:
+        assert client.exists(history_key("din", "a", schema.layout))
+    failed = command("load-histories", *words, tmp_path / "no.toml")
+    assert (failed.status, "no.toml" in failed.errors) == (1, True)
+
+
 def test_models_lists_what_can_be_served(command: Command, tmp_path: Path) -> None:
     """Each version with its metrics, and why a bad one is refused."""
     publish_toy(tmp_path)
