@@ -1,9 +1,9 @@
 #!/bin/sh
 # Makes the first model of an empty repository, and puts the histories it learnt from into Redis.
 #
-# Where a version is published it trains nothing, and where Redis has histories it loads none, so it
-# may run before every start. Killed, it goes on where it stopped. The version is published last:
-# a service that waits for one finds the histories there.
+# Where a version is published it trains nothing, and users who have a history keep theirs, so it may
+# run before every start. Killed, it goes on where it stopped. The version is published last: a
+# service that waits for one finds the histories there.
 #
 #   /data         the logs to learn from: ml-1m.zip, or events, items, users and schema.toml as in
 #                 docs/data.md; empty: a synthetic world of FIRST_USERS users
@@ -50,7 +50,7 @@ else
   python -m training fit --data "$base" --out "$run" ${FIT_OPTIONS-}
 fi
 if [ -e "$base/schema.toml" ]; then
-  python -m service load-histories --data "$base" --schema "$base/schema.toml" --if-none
+  python -m service load-histories --data "$base" --schema "$base/schema.toml"
 else
   say "no prepared logs beside the collected ones: no histories to load"
 fi

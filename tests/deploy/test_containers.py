@@ -199,6 +199,14 @@ def test_the_example_has_all_that_compose_reads() -> None:
     assert {".env", "service.env"} <= set((ROOT / ".gitignore").read_text().split())
 
 
+def test_what_is_mounted_from_the_checkout_is_there() -> None:
+    """The engine would make an empty folder of what is missing."""
+    mounted = [volume for each in SERVICES.values() for volume in each.get("volumes", [])]
+    paths = [volume.split(":")[0] for volume in mounted if volume.startswith("./")]
+    assert paths == ["./deploy/prometheus", "./deploy/grafana/provisioning"]
+    assert all(any((ROOT / path).iterdir()) for path in paths)
+
+
 def test_settings_that_compose_gives_exist() -> None:
     """A variable that the service does not know would change nothing."""
     fields = Settings.model_fields
