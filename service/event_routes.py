@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from model.contract.encode import Encoder
 from service.errors import Invalid, NotReady
 from service.events import EventLog, Result
-from service.problems import json_response
+from service.problems import json_response, request_id
 from service.registry import Registry
 from service.routes import document, json_body
 from service.settings import Settings
@@ -98,6 +98,7 @@ def event_routes(
         openapi_extra=document(EventBody | EventsBody, EventsAnswer),
     )
     async def post_events(request: Request) -> Response:
+        request_id(request)  # for what is logged on the way
         learnt = encoder()
         raws, alone = _events(await json_body(request, settings))
         with staged(request.scope, "redis"):
@@ -119,6 +120,7 @@ def event_routes(
         openapi_extra={"parameters": [_USER_ID], **document(None, ErasureAnswer)},
     )
     async def delete_user(request: Request) -> Response:
+        request_id(request)
         user = user_text(request.path_params["user_id"])
         version = registry.current
         gone = await events.erase(user, version.encoder.codec if version else None)
