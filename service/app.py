@@ -15,7 +15,7 @@ from service.batcher import Batcher
 from service.engine import EngineError, OnnxEngine, Scores, pick_provider
 from service.event_routes import event_routes
 from service.events import EventLog
-from service.features import BehaviourStore, Breaker
+from service.features import HISTORY_UNAVAILABLE, PROFILE_UNAVAILABLE, BehaviourStore, Breaker
 from service.problems import answer_problems
 from service.recorded import Recorded
 from service.registry import Registry
@@ -67,6 +67,8 @@ def create_app(
     )
     breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
     telemetry.follow(telemetry.breaker_open, lambda: breaker.open)
+    for reason in (HISTORY_UNAVAILABLE, PROFILE_UNAVAILABLE):
+        telemetry.degraded.labels(reason)  # told as 0 from the start, as others are
     store = BehaviourStore(
         settings.redis_url,
         prefix=settings.key_prefix,

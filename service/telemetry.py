@@ -23,7 +23,6 @@ from prometheus_client import (
 
 from service import shared
 from service.errors import SHED, STAGES
-from service.features import HISTORY_UNAVAILABLE, PROFILE_UNAVAILABLE
 
 _MILLISECONDS = (0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 200, 500, 1000, 5000)
 _SECONDS = tuple(each / 1e3 for each in _MILLISECONDS)
@@ -115,7 +114,6 @@ class Telemetry:
             (self.requests, map(str, _STATUSES)),
             (self.shed, SHED),
             (self.expired, STAGES),
-            (self.degraded, (HISTORY_UNAVAILABLE, PROFILE_UNAVAILABLE)),
             (self.logged, ("logged", "erased", "full", "dropped")),
         ):
             for value in values:
