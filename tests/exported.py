@@ -71,10 +71,11 @@ def series() -> set[str]:
 
 
 def promtool(*words: str, text: str = "") -> str:
-    """What promtool says of it; fails where it finds fault. Skips where it is not installed."""
+    """What promtool says of it; fails where it finds fault. Skips where it is not installed,
+    and fails in CI where it can be."""
     program = shutil.which("promtool")
     if program is None:
-        if os.environ.get("CI"):
+        if os.environ.get("CI") and shutil.which("apt-get"):
             pytest.fail("no promtool: install Debian's package prometheus")
         pytest.skip("no promtool: install Debian's package prometheus")
     ended = subprocess.run(
