@@ -10,16 +10,13 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import orjson
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from model.contract.encode import Encoder, FieldError
@@ -38,10 +35,12 @@ from model.contract.store import (
 )
 from service import scripts
 from service.errors import Unavailable
+from store.node import Command
+from store.nodes import reach
+from store.url import StoreUrl
 
 Status = Literal["accepted", "duplicate", "refused"]
 Call = tuple[list[str], list[Any]]
-Answered = TypeVar("Answered")
 FUTURE_MS = 60_000
 _MILLISECONDS = {"ms": 1, "s": 1000}
 _ANNOUNCED_SECONDS = 3600.0
@@ -92,13 +91,8 @@ class EventLog:
     ) -> None:
         self._prefix, self._limit, self._clock = prefix, limit, clock
         self._horizon_ms, self._tombstone_ms = horizon_ms, tombstone_ms
-        self._redis = Redis.from_url(
-            url,
-            max_connections=connections,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._timeout = timeout
+        self._redis = reach(StoreUrl.parse(url), limit=connections, connect_seconds=timeout)
         self._announced: dict[str, float] = {}
 
     async def __aenter__(self) -> EventLog:
@@ -110,7 +104,7 @@ class EventLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._redis.aclose()
+        await self._redis.close()
 
     @property
     def now(self) -> int:
@@ -168,8 +162,8 @@ class EventLog:
         What is left says when, so that those who collected the log forget the user too.
         """
         received, prefix, log = self.now, self._prefix, self._log_of(user)
-        known = await self._asked(self._redis.hgetall(layouts_key(prefix)))
-        layouts = {codec.layout, *(HistoryCodec.parse(each).layout for each in known.values())}
+        [known] = await self._asked([(layouts_key(prefix), ("HGETALL", layouts_key(prefix)))])
+        layouts = {codec.layout, *(HistoryCodec.parse(each).layout for each in known[1::2])}
         own = [history_key(prefix, user, layout) for layout in sorted(layouts)]
         own += [profile_key(prefix, user), seen_key(prefix, user)]
         payload = orjson.dumps(dump(Erased(user, received)))
@@ -189,10 +183,8 @@ class EventLog:
         if monotonic() < self._announced.get(layout, -math.inf) + _ANNOUNCED_SECONDS:
             return
         key = layouts_key(self._prefix)
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.hset(key, layout, codec.described)
-            pipeline.expire(key, LAYOUTS_SECONDS)
-            await self._asked(pipeline.execute())
+        described = ("HSET", key, layout, codec.described)
+        await self._asked([(key, described), (key, ("EXPIRE", key, LAYOUTS_SECONDS))])
         self._announced[layout] = monotonic()
 
     def _appending(self, events: Mapping[int, tuple[Event, bytes]], encoder: Encoder) -> Call:
@@ -227,26 +219,31 @@ class EventLog:
     async def _run(self, script: str, calls: Sequence[Call]) -> list[Any]:
         """What a script says of each call, in one round trip."""
         digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        said = await self._asked([_command("EVALSHA", digest, call) for call in calls])
+        unknown = [at for at, each in enumerate(said) if isinstance(each, NoScriptError)]
+        if unknown:  # a new Redis: these have not run
+            again = await self._asked([_command("EVAL", script, calls[at]) for at in unknown])
+            for at, each in zip(unknown, again, strict=True):
+                said[at] = each
+        return said
 
-        async def all_of_them() -> list[Any]:
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for keys, given in calls:
-                    pipeline.evalsha(digest, len(keys), *keys, *given)
-                return await pipeline.execute()
-
+    async def _asked(self, calls: Sequence[tuple[str, Command]]) -> list[Any]:
+        """The answers; an unknown script is one. Raises `Unavailable`."""
         try:
-            return await self._asked(all_of_them())
-        except NoScriptError:  # a new Redis: no call of these has run
-            await self._asked(self._redis.script_load(script))
-            return await self._asked(all_of_them())
-
-    async def _asked(self, answer: Awaitable[Answered]) -> Answered:
-        try:
-            return await answer
-        except NoScriptError:
-            raise
+            async with asyncio.timeout(self._timeout):
+                answers = await self._redis.ask_each(calls)
+            for answer in answers:
+                if isinstance(answer, Exception) and not isinstance(answer, NoScriptError):
+                    raise answer
         except (RedisError, OSError, TimeoutError) as error:
             raise Unavailable("The store did not take it; send it again") from error
+        return answers
+
+
+def _command(name: str, script: str, call: Call) -> tuple[str, Command]:
+    """A script's call, under its first key."""
+    keys, given = call
+    return keys[0], (name, script, len(keys), *keys, *given)
 
 
 def _record(event: Event, encoder: Encoder) -> bytes:

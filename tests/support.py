@@ -86,17 +86,18 @@ def redis_server() -> str:
 
 
 class RedisProcess:
-    """A real redis-server on its own port, without persistence."""
+    """A real redis-server on its own port, without persistence; ``options`` are its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = folder
+        self._folder, self._options = folder, options
         self._program = redis_server()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        options = [*self._options, "--port", str(self.port), "--bind", "127.0.0.1"]
+        options += ["--dir", str(self._folder)]
         options += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
         self._process = subprocess.Popen([self._program, *options], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
