@@ -293,6 +293,9 @@ def run_graph(folder: Path, graph: bytes, batch: Batch) -> Any:
 # For tests that are about answers, not about time: a busy machine must not degrade them.
 PATIENT = {"DINSERVE_STORE_TIMEOUT_MS": "5000", "DINSERVE_TIMEOUT_MS": "30000"}
 
+# For most tests: nobody has to be told before a service ends, and not all have a Redis.
+_PLAIN = {"DINSERVE_DRAIN_SECONDS": "0", "DINSERVE_READY_WITHOUT_REDIS": "1"}
+
 
 class Service:
     """A real service process: ``with Service(repository, redis_url) as service``.
@@ -315,7 +318,7 @@ class Service:
         self._command = [sys.executable, "-m", "service", "serve"]
         self._command += ["--repository", str(repository), "--redis-url", redis_url]
         self._command += ["--port", str(self.port), *options]
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**os.environ, **_PLAIN, **(environment or {})}
         self.seconds_to_ready = float("nan")
 
     def __enter__(self) -> Service:
