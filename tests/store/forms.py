@@ -138,12 +138,14 @@ class Guarded:
     @contextmanager
     def running(self) -> Iterator[None]:
         with ExitStack() as opened:
-            for each in (self.master, self.replica, self._sentinel):
+            for each in (self.master, self.replica):
                 each.start()
                 opened.callback(each.kill)
             with Redis(port=self.replica.port) as client:
                 client.replicaof("127.0.0.1", self.master.port)
                 until(lambda: client.info("replication")["master_link_status"] == "up")
+            self._sentinel.start()
+            opened.callback(self._sentinel.kill)
             with Redis(port=self._port) as client:
                 until(lambda: client.sentinel_master(SERVICE)["num-slaves"] == 1)
             yield
