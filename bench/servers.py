@@ -19,7 +19,11 @@ from deploy.processes import HOST, ROOT, free_port
 READY_SECONDS = 120.0
 STOP_SECONDS = 20.0
 # Both sides answer every request in full, however long it waits: REF knows no deadline.
-PATIENT = {"DINSERVE_TIMEOUT_MS": "60000", "DINSERVE_STORE_TIMEOUT_MS": "10000"}
+PATIENT = {
+    "DINSERVE_TIMEOUT_MS": "60000",
+    "DINSERVE_STORE_TIMEOUT_MS": "10000",
+    "DINSERVE_DRAIN_SECONDS": "0",
+}
 
 
 class ServerError(RuntimeError):

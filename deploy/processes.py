@@ -121,7 +121,9 @@ def service(
     """
     command = [sys.executable, "-m", "service", "serve", "--repository", str(repository)]
     command += ["--name", name, "--redis-url", redis_url, "--host", HOST, "--port", str(port)]
-    given = {f"DINSERVE_{key.upper()}": str(value) for key, value in settings.items()}
+    # Nobody has to be told before it ends.
+    asked = {"drain_seconds": 0, **settings}
+    given = {f"DINSERVE_{key.upper()}": str(value) for key, value in asked.items()}
     with _running(command, log, given) as process:
         _wait(lambda: _is_ready(port), process, log, "the service", seconds=60)
         yield process

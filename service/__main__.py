@@ -5,6 +5,7 @@ The commands that label versions are in `service.label_commands`.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,15 +83,20 @@ def serve(
 def _serve_alone(settings: Settings) -> None:
     import uvicorn
 
-    from service.app import create_app
-    from service.engine import EngineError
-    from service.worker import server_options
+    from service.worker import leave, server_options
 
+    signal.signal(signal.SIGTERM, leave)
+    from service.app import create_app
+    from service.drain import Drain, Server
+    from service.engine import EngineError
+
+    drain = Drain()
     try:
-        application = create_app(settings)
+        application = create_app(settings, drain=drain)
     except (EngineError, ValueError) as error:
         raise CommandError(str(error)) from None
-    uvicorn.run(application, host=settings.host, port=settings.port, **server_options(settings))
+    options = {"host": settings.host, "port": settings.port, **server_options(settings)}
+    Server(uvicorn.Config(application, **options), drain, settings).run()
 
 
 def _serve_side_by_side(settings: Settings) -> None:

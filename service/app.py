@@ -12,11 +12,14 @@ from fastapi import FastAPI
 
 from model.contract.store import PARTITIONS
 from service.batcher import Batcher
+from service.cores import cores
+from service.drain import Drain
 from service.engine import EngineError, OnnxEngine, Scores, pick_provider
 from service.event_routes import event_routes
 from service.events import EventLog
 from service.features import HISTORY_UNAVAILABLE, PROFILE_UNAVAILABLE, BehaviourStore, Breaker
 from service.problems import answer_problems
+from service.readiness import Readiness
 from service.recorded import Recorded
 from service.registry import Registry
 from service.routes import count_problem, routes, score_paths, score_routes
@@ -41,13 +44,15 @@ def create_app(
     open_engine: OpenEngine | None = None,
     telemetry: Telemetry | None = None,
     hold: Callable[[], bool] | None = None,
+    drain: Drain | None = None,
 ) -> FastAPI:
     """The service as an ASGI application. Raises `EngineError` for a provider that is not there
     and `TracesError` where traces are wanted and can't be sent.
 
     ``open_engine`` opens a graph; by default in onnxruntime on the settings' provider.
     ``telemetry`` is given by one of several workers, and with it ``hold``: the application starts
-    only after versions were looked for once and, as long as it says so, one is served.
+    only after versions were looked for once and, as long as it says so, one is served. ``drain`` is
+    that of the server around it.
     """
     telemetry = telemetry or Telemetry()
     provider = pick_provider(settings.provider)
@@ -96,7 +101,8 @@ def create_app(
     )
     telemetry.follow(telemetry.queued_pairs, lambda: batcher.queued)
     telemetry.follow(telemetry.queued_requests, lambda: batcher.length)
-    telemetry.follow(telemetry.ready, lambda: registry.current is not None and batcher.alive)
+    readiness = Readiness(registry, batcher, store, drain or Drain(), settings.ready_without_redis)
+    telemetry.follow(telemetry.ready, lambda: not readiness.trouble)
     traces = Traces(settings.traces) if settings.traces else None
     events = EventLog(
         settings.redis_url,
@@ -122,7 +128,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        _log.info("provider %s, %d threads, %d runs", provider, settings.threads, batcher.workers)
+        _log.info(
+            "provider %s, %d threads, %d runs, %d cores",
+            *(provider, settings.threads, batcher.workers, cores()),
+        )
         async with traces or nullcontext(), store, events, score_log, batcher, shadow:
             await store.learn_layouts()
             if hold is not None:
@@ -150,7 +159,7 @@ def create_app(
     app.include_router(
         event_routes(settings, registry=registry, events=events, telemetry=telemetry)
     )
-    app.include_router(routes(settings, registry=registry, batcher=batcher, telemetry=telemetry))
+    app.include_router(routes(settings, readiness=readiness, telemetry=telemetry))
     answer_problems(app, partial(count_problem, telemetry))
     document = app.openapi()
     document["paths"] = {**score_paths(), **document["paths"]}

@@ -11,7 +11,7 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 TAKEN = b"\x06"
 _BACKLOG = 2048
@@ -85,6 +85,11 @@ class Door:
             listener.close()
         self._listeners = []
 
+    def finish(self) -> None:
+        """Tell the workers that what was dealt is all."""
+        for hatch in self._hatches:
+            hatch.finish()
+
     def left(self, hatch: Hatch, untaken: deque[socket.socket]) -> None:
         """A worker takes no more: others get what it did not take."""
         self._hatches.remove(hatch)
@@ -149,6 +154,11 @@ class Hatch:
             return False
         self._dealt.append(connection)
         return True
+
+    def finish(self) -> None:
+        """Deal nothing more. What was dealt can still be taken."""
+        with suppress(OSError):  # the worker has ended
+            self._end.shutdown(socket.SHUT_WR)
 
     def hear(self) -> None:
         """Take in what the worker said."""

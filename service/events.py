@@ -11,16 +11,13 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import orjson
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from model.contract.encode import Encoder, FieldError
@@ -39,10 +36,12 @@ from model.contract.store import (
 )
 from service import scripts
 from service.errors import Unavailable
+from store.node import Command
+from store.nodes import reach
+from store.url import StoreUrl
 
 Status = Literal["accepted", "duplicate", "refused"]
 Call = tuple[list[str], list[Any]]
-Answered = TypeVar("Answered")
 _MILLISECONDS = {"ms": 1, "s": 1000}
 _ANNOUNCED_SECONDS = 3600.0
 _log = logging.getLogger(__name__)
@@ -95,13 +94,8 @@ class EventLog:
         self._prefix, self._limit, self._clock = prefix, limit, clock
         self._on_failure = on_failure
         self._horizon_ms, self._tombstone_ms = horizon_ms, tombstone_ms
-        self._redis = Redis.from_url(
-            url,
-            max_connections=connections,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._timeout = timeout
+        self._redis = reach(StoreUrl.parse(url), limit=connections, connect_seconds=timeout)
         self._announced: dict[str, float] = {}
 
     async def __aenter__(self) -> EventLog:
@@ -113,7 +107,7 @@ class EventLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._redis.aclose()
+        await self._redis.close()
 
     @property
     def now(self) -> int:
@@ -172,8 +166,9 @@ class EventLog:
         says when, so that those who collected the log forget the user too.
         """
         received, prefix, log = self.now, self._prefix, self._log_of(user)
-        known = await self._asked(self._redis.hkeys(layouts_key(prefix)))
-        layouts = {str(each, errors="replace") for each in known if isinstance(each, bytes)}
+        layouts_of_all = layouts_key(prefix)
+        [known] = await self._asked([(layouts_of_all, ("HKEYS", layouts_of_all))])
+        layouts = {str(each, errors="replace") for each in known}
         layouts |= {codec.layout} if codec else set()
         own = [history_key(prefix, user, layout) for layout in sorted(layouts)]
         own += [profile_key(prefix, user), seen_key(prefix, user)]
@@ -194,10 +189,8 @@ class EventLog:
         if monotonic() < self._announced.get(layout, -math.inf) + _ANNOUNCED_SECONDS:
             return
         key = layouts_key(self._prefix)
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.hset(key, layout, codec.described)
-            pipeline.expire(key, LAYOUTS_SECONDS)
-            await self._asked(pipeline.execute())
+        described = ("HSET", key, layout, codec.described)
+        await self._asked([(key, described), (key, ("EXPIRE", key, LAYOUTS_SECONDS))])
         self._announced[layout] = monotonic()
 
     def _appending(self, events: Mapping[int, tuple[Event, bytes]], encoder: Encoder) -> Call:
@@ -232,29 +225,34 @@ class EventLog:
     async def _run(self, script: str, calls: Sequence[Call]) -> list[Any]:
         """What a script says of each call, in one round trip."""
         digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        said = await self._asked([_command("EVALSHA", digest, call) for call in calls])
+        unknown = [at for at, each in enumerate(said) if isinstance(each, NoScriptError)]
+        if unknown:  # a new Redis: these have not run
+            again = await self._asked([_command("EVAL", script, calls[at]) for at in unknown])
+            for at, each in zip(unknown, again, strict=True):
+                said[at] = each
+        return said
 
-        async def all_of_them() -> list[Any]:
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for keys, given in calls:
-                    pipeline.evalsha(digest, len(keys), *keys, *given)
-                return await pipeline.execute()
-
+    async def _asked(self, calls: Sequence[tuple[str, Command]]) -> list[Any]:
+        """The answers; an unknown script is one. Raises `Unavailable`."""
         try:
-            return await self._asked(all_of_them())
-        except NoScriptError:  # a new Redis: no call of these has run
-            await self._asked(self._redis.script_load(script))
-            return await self._asked(all_of_them())
-
-    async def _asked(self, answer: Awaitable[Answered]) -> Answered:
-        try:
-            return await answer
-        except NoScriptError:
-            raise
+            async with asyncio.timeout(self._timeout):
+                answers = await self._redis.ask_each(calls)
+            for answer in answers:
+                if isinstance(answer, Exception) and not isinstance(answer, NoScriptError):
+                    raise answer
         except (RedisError, OSError, TimeoutError) as error:
             self._on_failure(type(error).__name__)
             # Redis repeats the command, with the user's id in its keys: it must not reach the log.
             _log.warning("the store did not take a write: %s", type(error).__name__)
             raise Unavailable("The store did not take it; send it again") from None
+        return answers
+
+
+def _command(name: str, script: str, call: Call) -> tuple[str, Command]:
+    """A script's call, under its first key."""
+    keys, given = call
+    return keys[0], (name, script, len(keys), *keys, *given)
 
 
 def _record(event: Event, encoder: Encoder) -> bytes:

@@ -12,26 +12,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
 from typing import Any
 
 import orjson
-from hiredis import pack_command
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError, RedisError
+from redis.exceptions import RedisError
 
 from model.contract.history import HistoryCodec, HistoryError, Records, in_order
 from model.contract.schema import Schema
 from model.contract.store import history_key, layouts_key, profile_key
+from store.node import Command
+from store.nodes import reach
+from store.url import StoreUrl
 
 HISTORY_UNAVAILABLE = "history_unavailable"
 PROFILE_UNAVAILABLE = "profile_unavailable"
+_PATIENT_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
 _FAIR = 0.25  # of the timeout: less is no fair chance to answer
 _log = logging.getLogger(__name__)
 
@@ -98,31 +97,32 @@ class BehaviourStore:
     ) -> None:
         self._prefix, self._timeout = prefix, timeout
         self.breaker, self._on_failure = breaker, on_failure
-        # The client's defaults wait for seconds and retry; protocol 2 spares the handshake. Reads
-        # have one limit, that of `read`: the client's own costs a task for each write, and on
-        # Python 3.11 its wait_for loses a cancellation that comes while the write is done.
-        self._pool = ConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            socket_timeout=None,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
-        self._redis = Redis(connection_pool=self._pool)
-        # Taken from the pool for good: its care for each use costs as much as Redis' answer.
-        self._idle: list[AbstractConnection] = []
-        self._slots = asyncio.Semaphore(connections)
+        self._redis = reach(StoreUrl.parse(url), limit=connections, connect_seconds=timeout)
         self._leaving: set[asyncio.Task[list[Any]]] = set()
         self._codecs: dict[str, HistoryCodec] = {}
         self._described: set[bytes | str] = set()
+        self._answered = False
+        self._trouble = "it was not asked yet"
+        self._told: set[str] = set()
+
+    @property
+    def answered(self) -> bool:
+        """Whether Redis has ever answered."""
+        return self._answered
+
+    @property
+    def trouble(self) -> str:
+        """Why Redis gives no answers now; empty when it does."""
+        return self._trouble
 
     async def __aenter__(self) -> BehaviourStore:
         try:
-            async with asyncio.timeout(1.0):
-                await self._redis.ping()
+            async with asyncio.timeout(_PATIENT_SECONDS):
+                await self._redis.check()
         except (RedisError, OSError, TimeoutError) as error:
-            _log.warning("the behaviour store does not answer yet: %s", type(error).__name__)
+            self._failed(type(error).__name__)
+        else:
+            self._fine()
         return self
 
     async def __aexit__(
@@ -133,8 +133,7 @@ class BehaviourStore:
     ) -> None:
         if self._leaving:
             await asyncio.wait(self._leaving)
-        await self._redis.aclose()
-        await self._pool.disconnect()
+        await self._redis.close()
 
     async def read(
         self, user: str, schema: Schema, codec: HistoryCodec, *, history: bool, budget: float
@@ -149,7 +148,12 @@ class BehaviourStore:
             return Stored(codec.empty(), degraded=missing)
         given = min(self._timeout, budget)
         layouts = self._layouts(codec) if history else []
-        asking = asyncio.create_task(self._ask(user, schema.history_length, layouts))
+        profile_at = profile_key(self._prefix, user)
+        asked: list[Command] = [("GET", profile_at)]
+        for each in layouts:
+            key = history_key(self._prefix, user, each.layout)
+            asked += [("STRLEN", key), ("GETRANGE", key, -schema.history_length * each.width, -1)]
+        asking = asyncio.create_task(self._redis.ask(profile_at, asked))
         try:
             # Not asyncio.timeout: a client that is cancelled first closes its connection, which
             # takes as long again when the other side hangs. Here it does so behind our back.
@@ -163,7 +167,7 @@ class BehaviourStore:
                 self.breaker.left()
             else:
                 self.breaker.failed()
-            self._report(type(error).__name__)
+            self._failed(type(error).__name__)
             return Stored(codec.empty(), degraded=missing)
         except BaseException:
             self.breaker.left()
@@ -171,18 +175,22 @@ class BehaviourStore:
         finally:
             self._give_up(asking)
         self.breaker.succeeded()
+        self._fine()
         profile, *rest = answers
         return self._decode(profile, rest, layouts, codec)
 
     async def learn_layouts(self) -> None:
         """Find out in which layouts histories may lie; what is known stays known while Redis is
-        away, of which reads will tell."""
+        away."""
+        key = layouts_key(self._prefix)
         try:
-            async with asyncio.timeout(1.0):
-                found = await self._redis.hgetall(layouts_key(self._prefix))
-        except (RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(_PATIENT_SECONDS):
+                [found] = await self._redis.ask(key, [("HGETALL", key)])
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed(type(error).__name__)
             return
-        for described in found.values():
+        self._fine()
+        for described in found[1::2]:
             if described in self._described:
                 continue
             self._described.add(described)
@@ -194,10 +202,10 @@ class BehaviourStore:
                 self._codecs.setdefault(codec.layout, codec)
 
     async def watch_layouts(self, every: float) -> None:
-        """`learn_layouts` for ever."""
+        """`learn_layouts` for ever; more often until Redis has answered once."""
         while True:
             await self.learn_layouts()
-            await asyncio.sleep(every)
+            await asyncio.sleep(every if self._answered else min(every, _RETRY_SECONDS))
 
     def _layouts(self, codec: HistoryCodec) -> list[HistoryCodec]:
         """The layouts to ask for, the one wanted last: it is the newest. What was wanted once is
@@ -217,32 +225,6 @@ class BehaviourStore:
         self._leaving.discard(asking)
         if not asking.cancelled():
             asking.exception()  # seen, so that no one warns of it
-
-    async def _ask(self, user: str, length: int, layouts: Sequence[HistoryCodec]) -> list[Any]:
-        asked: list[tuple[Any, ...]] = [("GET", profile_key(self._prefix, user))]
-        for codec in layouts:
-            key = history_key(self._prefix, user, codec.layout)
-            asked += [("STRLEN", key), ("GETRANGE", key, -length * codec.width, -1)]
-        packed = [pack_command(each) for each in asked]
-        async with self._slots:
-            while self._idle:
-                connection = self._idle.pop()
-                with suppress(ConnectionError):  # closed while it lay idle; the next, or a new one
-                    return await self._exchange(connection, packed)
-            connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-            return await self._exchange(connection, packed)
-
-    async def _exchange(self, connection: AbstractConnection, packed: list[bytes]) -> list[Any]:
-        """Send commands and read their answers: a pipeline, and no more."""
-        try:
-            await connection.send_packed_command(packed, check_health=False)
-            answers = [await connection.read_response() for _ in packed]
-        except BaseException:  # no other reader may find the answers to this one
-            await connection.disconnect(nowait=True)
-            await self._pool.release(connection)
-            raise
-        self._idle.append(connection)
-        return answers
 
     def _decode(
         self,
@@ -273,6 +255,21 @@ class BehaviourStore:
         if len(parts) > 1:
             parts = [in_order(parts)]
         return Stored(parts[0] if parts else codec.empty(), fields, degraded)
+
+    def _fine(self) -> None:
+        """Redis answered."""
+        if self._trouble:
+            self._answered, self._trouble = True, ""
+            self._told.clear()
+            _log.info("the behaviour store answers")
+
+    def _failed(self, reason: str) -> None:
+        """Redis gave no answer. The log says so once for each reason, until there is one."""
+        self._on_failure(reason)
+        self._trouble = reason
+        if reason not in self._told:
+            self._told.add(reason)
+            _log.warning("the behaviour store does not answer: %s", reason)
 
     def _report(self, reason: str) -> None:
         self._on_failure(reason)

@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-from redis import Redis
 from redis.exceptions import RedisError
 
 from model.contract.history import KEPT, HistoryCodec, Records
 from model.contract.ids import MISSING, Keys, keys
 from model.contract.schema import Field, Schema
 from model.contract.store import LAYOUTS_SECONDS, erased_key, history_key, layouts_key, profile_key
+from store.blocking import Clients
+from store.url import StoreUrl
 
 if TYPE_CHECKING:
     import polars as pl
 
 TIME_TO_LIVE = 90 * 24 * 3600
 _TOGETHER = 1000
+_SECONDS = 30.0  # that Redis may take for so many
 
 
 class LoadError(RuntimeError):
@@ -106,18 +108,21 @@ def write(
     entries = histories.entries(schema, prefix)
     written, done = 0, 0
     try:
-        with Redis.from_url(url, socket_timeout=30, socket_connect_timeout=3) as redis:
-            redis.hset(layouts_key(prefix), schema.layout, HistoryCodec.of(schema).described)
-            redis.expire(layouts_key(prefix), LAYOUTS_SECONDS)
+        with Clients(StoreUrl.parse(url), _SECONDS) as clients:
+            layouts = layouts_key(prefix)
+            clients.of(layouts).hset(layouts, schema.layout, HistoryCodec.of(schema).described)
+            clients.of(layouts).expire(layouts, LAYOUTS_SECONDS)
             while some := list(islice(entries, _TOGETHER)):
-                pipeline = redis.pipeline(transaction=False)
-                for user, _, _ in some:
-                    pipeline.exists(erased_key(prefix, user))
-                erased = pipeline.execute()
-                for (_, key, value), gone in zip(some, erased, strict=True):
-                    if not gone:
-                        pipeline.set(key, value, ex=seconds, nx=not replace)
-                written += sum(map(bool, pipeline.execute()))
+                of_key = {key: (user, value) for user, key, value in some}
+                for client, keys in clients.by_node(of_key):
+                    pipeline = client.pipeline(transaction=False)
+                    for key in keys:
+                        pipeline.exists(erased_key(prefix, of_key[key][0]))
+                    erased = pipeline.execute()
+                    for key, gone in zip(keys, erased, strict=True):
+                        if not gone:
+                            pipeline.set(key, of_key[key][1], ex=seconds, nx=not replace)
+                    written += sum(map(bool, pipeline.execute()))
                 done += len(some)
                 progress(done)
     except (RedisError, OSError, ValueError) as error:

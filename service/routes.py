@@ -17,10 +17,9 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service.batcher import Batcher
 from service.binary import BINARY
 from service.columns import COLUMNS, ColumnsRequest, ColumnsResponse
-from service.engine import Scores
+from service.cores import cores
 from service.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -33,9 +32,9 @@ from service.errors import (
 )
 from service.lineup import Lineup
 from service.problems import JSON, REQUEST_ID, json_response, request_id
-from service.registry import Registry
+from service.readiness import Readiness
 from service.rows import ROWS, ScoreRequest, ScoreResponse
-from service.scorer import Job, Scorer
+from service.scorer import Scorer
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.traces import trace_of
@@ -121,13 +120,7 @@ def score_paths() -> dict[str, Any]:
     }
 
 
-def routes(
-    settings: Settings,
-    *,
-    registry: Registry,
-    batcher: Batcher[Job, Scores],
-    telemetry: Telemetry,
-) -> APIRouter:
+def routes(settings: Settings, *, readiness: Readiness, telemetry: Telemetry) -> APIRouter:
     """The routes that say how the service is."""
     router = APIRouter()
 
@@ -137,21 +130,20 @@ def routes(
 
     @router.get("/readyz", response_class=Response, summary="A verified and warm model is served")
     async def readyz(request: Request) -> Response:
-        version = registry.current
-        if version is None:
-            raise NotReady(f"No model is served: {registry.trouble}")
-        if not batcher.alive:
-            raise NotReady("The batcher does not run")
+        version = readiness.registry.current
+        if version is None or readiness.trouble:
+            raise NotReady(readiness.trouble)
         state = {
             "status": "ready",
             "model": version.name,
             "version": version.number,
-            **_beside(registry.lineup),
+            **_beside(readiness.registry.lineup),
             "schema": version.schema.fingerprint,
             "provider": version.engine.provider,
             "threads": settings.threads,
-            "runs": batcher.workers,
+            "runs": readiness.batcher.workers,
             "workers": settings.workers,
+            "cores": cores(),
             "pid": os.getpid(),
         }
         return json_response(orjson.dumps(state), request)

@@ -6,21 +6,16 @@ command line's options win over it.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.cores import cores
+from store.url import StoreUrl
+
 Provider = Literal["auto", "cpu", "cuda"]
-
-
-def cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Settings(BaseSettings):
@@ -31,12 +26,32 @@ class Settings(BaseSettings):
 
     repository: Path = Field(Path("var/repository"), description="folder of published models")
     name: str | None = Field(None, description="the model to serve; not needed if it is the only")
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    key_prefix: str = Field("din", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="the store: one Redis, Sentinels or a cluster"
+    )
+    key_prefix: str = Field(
+        "din", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="of all keys in Redis"
+    )
+    ready_without_redis: bool = Field(
+        False, description="be ready before Redis has answered for the first time"
+    )
+    host: str = Field("127.0.0.1", description="address to bind")
+    port: int = Field(8000, ge=0, le=65535, description="port to bind; 0 picks one")
 
-    provider: Provider = "auto"
+    drain_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="told to end, serve on but be not ready for so long; then close the port",
+    )
+    grace_seconds: float = Field(
+        20.0,
+        gt=0,
+        le=7200,
+        description="told to end, end within so long, the drain included; the rest is cut off",
+    )
+
+    provider: Provider = Field("auto", description="where the model runs: auto, cpu or cuda")
     workers: int = Field(1, ge=1, le=256, description="processes; on CUDA one only")
     threads: int = Field(1, ge=1, le=256, description="threads of one run of the model")
     runs_side_by_side: int | None = Field(
@@ -48,8 +63,8 @@ class Settings(BaseSettings):
     )
     poll_seconds: float = Field(1.0, gt=0, description="how often a newer version is looked for")
 
-    admin_host: str = "127.0.0.1"
-    admin_port: int = Field(8001, ge=0, le=65535)
+    admin_host: str = Field("127.0.0.1", description="address of the admin API")
+    admin_port: int = Field(8001, ge=0, le=65535, description="port of the admin API; 0 picks one")
     admin_key: SecretStr | None = Field(
         None, min_length=16, description="what callers of the admin API must know"
     )
@@ -63,20 +78,22 @@ class Settings(BaseSettings):
     canary_requests: int = Field(200, ge=1, description="requests of it before that is judged")
 
     store_timeout_ms: float = Field(40.0, gt=0, le=10_000, description="all of a history's read")
-    store_connections: int = Field(64, ge=1)
+    store_connections: int = Field(
+        64, ge=1, description="to each Redis, for reading and for writing"
+    )
     breaker_failures: int = Field(5, ge=1, description="failures in a row that open the breaker")
     breaker_seconds: float = Field(1.0, gt=0, description="how long it stays open")
 
     timeout_ms: int = Field(1000, ge=1, le=60_000, description="deadline of a request without one")
-    body_timeout_seconds: float = Field(10.0, gt=0)
-    max_body_bytes: int = Field(2**20, ge=1)
+    body_timeout_seconds: float = Field(10.0, gt=0, description="for a body to arrive")
+    max_body_bytes: int = Field(2**20, ge=1, description="of a request")
     max_queued_pairs: int = Field(
         4_000_000, ge=1, description="pairs that may wait; beyond, requests are refused with 503"
     )
     merge_pairs: int | None = Field(
         None, ge=0, description="requests share a call up to this; default: as it pays, measured"
     )
-    keep_alive_seconds: int = Field(30, ge=1)
+    keep_alive_seconds: int = Field(30, ge=1, description="an idle connection stays open")
 
     history_days: int = Field(
         90, ge=1, le=3650, description="how old an event may be; time to live of histories and logs"
@@ -96,6 +113,18 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("DINSERVE_TRACES", "OTEL_EXPORTER_OTLP_ENDPOINT"),
         description="URL of an OpenTelemetry collector (OTLP over HTTP) that gets traces",
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _of_a_store(cls, url: str) -> str:
+        StoreUrl.parse(url)
+        return url
+
+    @model_validator(mode="after")
+    def _ends_in_time(self) -> Self:
+        if self.grace_seconds <= self.drain_seconds:
+            raise ValueError("grace_seconds is longer than drain_seconds")
+        return self
 
     def runs(self, on_device: bool) -> int:
         """Runs of the model side by side in one process."""

@@ -14,10 +14,11 @@ from tempfile import TemporaryDirectory
 
 from service import shared
 from service.door import Door, bound
+from service.drain import end_by
 from service.settings import Settings
 from service.worker import Place, work
 
-_STOP_SECONDS = 15  # requests have 10 of them
+_KILL_SECONDS = 1.0  # after the grace
 _LONGEST_PAUSE = 30.0
 _log = logging.getLogger(__name__)
 _spawn = multiprocessing.get_context("spawn")
@@ -28,12 +29,15 @@ class SupervisorError(RuntimeError):
 
 
 def supervise(settings: Settings) -> None:
-    """Serve with ``settings.workers`` processes until SIGTERM or SIGINT.
+    """Serve with ``settings.workers`` processes until SIGTERM or SIGINT; a second one ends this
+    process by that signal.
 
     Raises `SupervisorError`.
     """
     with _opened(settings) as (listeners, folder):
-        asyncio.run(Supervisor(settings, listeners, folder).run())
+        in_a_hurry = asyncio.run(Supervisor(settings, listeners, folder).run())
+    if in_a_hurry:
+        end_by(in_a_hurry)
 
 
 class Supervisor:
@@ -44,25 +48,51 @@ class Supervisor:
         self._door = Door(listeners)
         self._workers: dict[int, _Worker] = {}
 
-    async def run(self) -> None:
-        """Until a signal comes. Raises `SupervisorError` when a worker's first start fails."""
+    async def run(self) -> int:
+        """Until a signal comes and all workers have ended; a second signal that came before, or 0.
+
+        Raises `SupervisorError` when a worker's first start fails.
+        """
         loop = asyncio.get_running_loop()
-        told = asyncio.Event()
+        signals: asyncio.Queue[int] = asyncio.Queue()
         for each in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(each, told.set)
+            loop.add_signal_handler(each, signals.put_nowait, each)
         numbers = range(self._settings.workers)
         keeping = [asyncio.create_task(self._keep(number)) for number in numbers]
-        tasks = [asyncio.create_task(told.wait()), *keeping]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
+        told = asyncio.create_task(signals.get())
+        await asyncio.wait([told, *keeping], return_when=asyncio.FIRST_COMPLETED)
+        pause = self._settings.drain_seconds if told.done() else 0.0
+        for task in (told, *keeping):
             task.cancel()
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        # Workers finish what the door has let in.
-        self._door.shut()
-        await asyncio.gather(*(worker.stop() for worker in self._workers.values()))
+        outcomes = await asyncio.gather(told, *keeping, return_exceptions=True)
+        ending = asyncio.create_task(self._end(pause))
+        again = asyncio.create_task(signals.get())
+        await asyncio.wait([ending, again], return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
+            for worker in self._workers.values():
+                worker.kill()
+        await ending
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
+        return again.result() if again.done() else 0
+
+    async def _end(self, pause: float) -> None:
+        """Have the workers drain while the door stays open, then finish what it has let in."""
+        workers = self._workers.values()
+        for worker in workers:
+            worker.drain()
+        ended = [asyncio.create_task(worker.ended()) for worker in workers]
+        await asyncio.wait(ended, timeout=pause)
+        self._door.shut()
+        self._door.finish()
+        left = self._settings.grace_seconds - pause + _KILL_SECONDS
+        _, late = await asyncio.wait(ended, timeout=left)
+        if late:
+            _log.error("%d workers do not end and are killed", len(late))
+            for worker in workers:
+                worker.kill()
+            await asyncio.wait(late)
 
     async def _keep(self, number: int) -> None:
         """Start a worker, and another one whenever it ends."""
@@ -112,16 +142,12 @@ class _Worker:
         self._process.join()
         self.hatch.hear()
 
-    async def stop(self) -> None:
-        """Have it finish what it began, and end."""
+    def drain(self) -> None:
+        """Have it say that it is not ready, and finish once the door does."""
         self._process.terminate()
-        try:
-            async with asyncio.timeout(_STOP_SECONDS):
-                await self.ended()
-        except TimeoutError:
-            _log.error("a worker does not end and is killed")
-            self._process.kill()
-            await self.ended()
+
+    def kill(self) -> None:
+        self._process.kill()
 
 
 @contextmanager

@@ -12,14 +12,17 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from service.door import TAKEN
+from service.drain import Drain, Server, answer_seconds
 from service.settings import Settings
 
 _FIRST_REQUEST_SECONDS = 0.1
+_BEHIND_SECONDS = 1.0  # the supervisor ends the pause, and shuts the door first
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,16 @@ def server_options(settings: Settings) -> dict[str, Any]:
         "log_config": None,
         "access_log": False,
         "timeout_keep_alive": settings.keep_alive_seconds,
-        "timeout_graceful_shutdown": 10,
+        "timeout_graceful_shutdown": answer_seconds(settings),
         "server_header": False,
     }
 
 
 def work(settings: Settings, place: Place) -> None:
-    """Serve until SIGTERM, or say through the hatch why that can't be."""
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, _leave)
+    """Serve until SIGTERM, or say through the hatch why that can't be. SIGINT from a terminal comes
+    to the supervisor too, which knows what to do."""
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     from service import shared
     from service.app import create_app
@@ -57,26 +61,37 @@ def work(settings: Settings, place: Place) -> None:
 
     log_as_json(worker=place.number)
     shared.join(place.folder, place.number)
+    drain = Drain()
     try:
         app = create_app(
             settings,
             telemetry=Telemetry(place.folder),
             hold=lambda: place.others_serve and not server.should_exit,
+            drain=drain,
         )
     except (EngineError, ValueError) as error:
         place.hatch.sendall(str(error).encode())
         sys.exit(1)
-    server = _Server(uvicorn.Config(app, **server_options(settings)), place.hatch)
+    config = uvicorn.Config(app, **server_options(settings))
+    server = _Server(config, drain, settings, place.hatch)
     server.run()
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     """Serves the connections that come through the hatch, and listens to no socket."""
 
-    def __init__(self, config: uvicorn.Config, hatch: socket.socket) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: uvicorn.Config, drain: Drain, settings: Settings, hatch: socket.socket
+    ) -> None:
+        super().__init__(config, drain, settings, settings.drain_seconds + _BEHIND_SECONDS)
         self._hatch = hatch
         self._opening: set[asyncio.Task[Any]] = set()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Once is enough: a signal to a whole group comes here directly, and from the supervisor,
+        who kills when there is no time."""
+        if sig == signal.SIGTERM:
+            self.drain()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([])
@@ -94,7 +109,7 @@ class _Server(uvicorn.Server):
         await super().shutdown([])
 
     def _take(self) -> None:
-        """Take the connections that were dealt; without a supervisor, end."""
+        """Take the connections that were dealt; when no more will come, end."""
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -106,6 +121,7 @@ class _Server(uvicorn.Server):
                 return
             except OSError:
                 loop.remove_reader(self._hatch)
+                self.drain()
                 self.should_exit = True
                 return
             for descriptor in descriptors:
@@ -124,6 +140,6 @@ class _Server(uvicorn.Server):
         )
 
 
-def _leave(*_: object) -> None:
-    """uvicorn raises the signal that ended it anew; having ended in order is no failure."""
+def leave(*_: object) -> None:
+    """To end before anything is served is no failure."""
     sys.exit(0)

@@ -86,17 +86,18 @@ def redis_server() -> str:
 
 
 class RedisProcess:
-    """A real redis-server on its own port, without persistence."""
+    """A real redis-server on its own port, without persistence; ``options`` are its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = folder
+        self._folder, self._options = folder, options
         self._program = redis_server()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        options = [*self._options, "--port", str(self.port), "--bind", "127.0.0.1"]
+        options += ["--dir", str(self._folder)]
         options += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
         self._process = subprocess.Popen([self._program, *options], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
@@ -292,6 +293,9 @@ def run_graph(folder: Path, graph: bytes, batch: Batch) -> Any:
 # For tests that are about answers, not about time: a busy machine must not degrade them.
 PATIENT = {"DINSERVE_STORE_TIMEOUT_MS": "5000", "DINSERVE_TIMEOUT_MS": "30000"}
 
+# For most tests: nobody has to be told before a service ends, and not all have a Redis.
+_PLAIN = {"DINSERVE_DRAIN_SECONDS": "0", "DINSERVE_READY_WITHOUT_REDIS": "1"}
+
 
 class Service:
     """A real service process: ``with Service(repository, redis_url) as service``.
@@ -314,7 +318,7 @@ class Service:
         self._command = [sys.executable, "-m", "service", "serve"]
         self._command += ["--repository", str(repository), "--redis-url", redis_url]
         self._command += ["--port", str(self.port), *options]
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**os.environ, **_PLAIN, **(environment or {})}
         self.seconds_to_ready = float("nan")
 
     def __enter__(self) -> Service:

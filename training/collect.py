@@ -15,13 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from model.contract.repository import Repository
 from model.contract.schema import Schema
+from store.blocking import Clients
+from store.url import StoreUrl
 from training.collected import Collected, Writer, Written
 from training.drain import Drain, Pace
 from training.files import BusyError, Files
@@ -89,21 +88,15 @@ def collect(
     repository = judged.repository
     schema = schema_of(logs, repository)
     try:
-        client = Redis.from_url(
-            source.url,
-            protocol=2,
-            socket_timeout=_SECONDS,
-            socket_connect_timeout=_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
+        url = StoreUrl.parse(source.url)
     except ValueError as error:
         raise CollectError(f"--redis-url: {error}") from None
     files = Files(logs)
     with ExitStack() as stack:
-        stack.callback(client.close)
         if not stack.enter_context(_alone(files, once, stop)):
             return
-        streams = Streams(client, source.prefix, source.consumer)
+        clients = stack.enter_context(Clients(url, _SECONDS))
+        streams = Streams(clients, source.prefix, source.consumer)
         telemetry = Telemetry()
         watch = Watch(Window(schema, judged.span), telemetry, repository, judged.band, tell)
         watching = bool(shown) or repository is not None

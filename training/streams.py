@@ -1,20 +1,22 @@
 """The streams of the log, read as a consumer of the group "collect".
 
 What was read stays pending, for whoever asks next, until it is said to be done; then it goes from
-the stream. One round trip asks all partitions, each with a command of its own, as on a cluster.
+the stream. One round trip asks all partitions that one Redis holds, each with a command of its own.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import RedisError
 
 from model.contract.store import PARTITIONS, log_key
+from store.blocking import Clients
 from training.entries import Taken
 
 GROUP = "collect"
@@ -29,39 +31,42 @@ class Streams:
     Everything raises RedisError; `join` and `pending` then make good what was under way.
     """
 
-    redis: Redis
+    clients: Clients
     prefix: str
     consumer: str
     count: int = 100
 
     def join(self) -> None:
         """Have the group on every stream, from its first entry on."""
-        for made in self._each(
+        made = self._each(
             lambda pipeline, key: pipeline.xgroup_create(key, GROUP, "0", mkstream=True),
             raises=False,
-        ):
-            if isinstance(made, Exception) and not str(made).startswith("BUSYGROUP"):
-                raise made
-        living = self._each(lambda pipeline, key: pipeline.ttl(key))
-        for key, seconds in zip(self._keys(), living, strict=True):
-            if seconds < 0:
-                self.redis.expire(key, KEPT_SECONDS)
+        )
+        with self._found_anew():
+            for each in made:
+                if isinstance(each, Exception) and not str(each).startswith("BUSYGROUP"):
+                    raise each
+            living = self._each(lambda pipeline, key: pipeline.ttl(key))
+            for key, seconds in zip(self._keys(), living, strict=True):
+                if seconds < 0:
+                    self.clients.of(key).expire(key, KEPT_SECONDS)
 
     def claim(self, idle_ms: int) -> int:
         """Take over what others have left pending for that long; how many entries."""
         claimed = 0
-        starts = dict.fromkeys(self._keys(), b"0-0")
+        starts: dict[str, Any] = dict.fromkeys(self._keys(), b"0-0")
         while starts:
-            with self.redis.pipeline(transaction=False) as pipeline:
-                for key, start in starts.items():
-                    pipeline.xautoclaim(
-                        *(key, GROUP, self.consumer, idle_ms, start),
-                        count=self.count,
-                        justid=False,
-                    )
-                answers = dict(zip(starts, pipeline.execute(), strict=True))
-            claimed += sum(len(taken) for _, taken, *_ in answers.values())
-            starts = {key: start for key, (start, *_) in answers.items() if start != b"0-0"}
+            answers = self._each(
+                lambda pipeline, key: pipeline.xautoclaim(
+                    *(key, GROUP, self.consumer, idle_ms, starts[key]),  # noqa: B023  called at once
+                    count=self.count,
+                    justid=False,
+                ),
+                list(starts),
+            )
+            claimed += sum(len(taken) for _, taken, *_ in answers)
+            after = {key: start for key, (start, *_) in zip(starts, answers, strict=True)}
+            starts = {key: start for key, start in after.items() if start != b"0-0"}
         return claimed
 
     def pending(self) -> Iterator[list[Taken]]:
@@ -82,20 +87,23 @@ class Streams:
         by_partition = defaultdict(list)
         for taken in entries:
             by_partition[taken.partition].append(taken.entry)
-        for partition, names in by_partition.items():
-            with self.redis.pipeline(transaction=True) as pipeline:
-                pipeline.xack(log_key(self.prefix, partition), GROUP, *names)
-                pipeline.xdel(log_key(self.prefix, partition), *names)
-                pipeline.execute()
+        with self._found_anew():
+            for partition, names in by_partition.items():
+                key = log_key(self.prefix, partition)
+                with self.clients.of(key).pipeline(transaction=True) as pipeline:
+                    pipeline.xack(key, GROUP, *names)
+                    pipeline.xdel(key, *names)
+                    pipeline.execute()
 
     def waiting(self) -> int:
         """Entries in all streams."""
         return sum(self._each(lambda pipeline, key: pipeline.xlen(key)))
 
     def now(self) -> int:
-        """The clock of Redis, in ms since 1970."""
-        seconds, micros = self.redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
+        """The clock of Redis, in ms since 1970; of several the one that is ahead."""
+        with self._found_anew():
+            times = [client.time() for client in self.clients.all()]
+        return max(int(seconds) * 1000 + int(micros) // 1000 for seconds, micros in times)
 
     def leave(self) -> None:
         """Have no trace of this consumer left, where it has nothing pending."""
@@ -104,18 +112,19 @@ class Streams:
                 *(key, GROUP, "-", "+", 1), consumername=self.consumer
             )
         )
-        with self.redis.pipeline(transaction=False) as pipeline:
-            for key, pending in zip(self._keys(), held, strict=True):
-                if not pending:
-                    pipeline.xgroup_delconsumer(key, GROUP, self.consumer)
-            pipeline.execute()
+        self._each(
+            lambda pipeline, key: pipeline.xgroup_delconsumer(key, GROUP, self.consumer),
+            [key for key, pending in zip(self._keys(), held, strict=True) if not pending],
+        )
 
-    def _read(self, after: dict[int, str]) -> list[Taken]:
-        with self.redis.pipeline(transaction=False) as pipeline:
-            for partition, last in after.items():
-                key = log_key(self.prefix, partition)
-                pipeline.xreadgroup(GROUP, self.consumer, {key: last}, count=self.count)
-            answers = pipeline.execute()
+    def _read(self, after: Mapping[int, str]) -> list[Taken]:
+        asked = {log_key(self.prefix, partition): last for partition, last in after.items()}
+        answers = self._each(
+            lambda pipeline, key: pipeline.xreadgroup(
+                GROUP, self.consumer, {key: asked[key]}, count=self.count
+            ),
+            list(asked),
+        )
         return [
             Taken(partition, entry.decode(), fields)
             for partition, answer in zip(after, answers, strict=True)
@@ -123,12 +132,33 @@ class Streams:
             for entry, fields in entries
         ]
 
-    def _each(self, ask: Callable[[Pipeline, str], object], *, raises: bool = True) -> list[Any]:
-        """The answers to a command on every stream."""
-        with self.redis.pipeline(transaction=False) as pipeline:
-            for key in self._keys():
-                ask(pipeline, key)
-            return pipeline.execute(raise_on_error=raises)
+    def _each(
+        self,
+        ask: Callable[[Pipeline, str], object],
+        keys: Sequence[str] | None = None,
+        *,
+        raises: bool = True,
+    ) -> list[Any]:
+        """The answers to a command on these streams, or on all."""
+        asked = self._keys() if keys is None else keys
+        answers: dict[str, Any] = {}
+        with self._found_anew():
+            for client, held in self.clients.by_node(asked):
+                with client.pipeline(transaction=False) as pipeline:
+                    for key in held:
+                        ask(pipeline, key)
+                    found = pipeline.execute(raise_on_error=raises)
+                answers.update(zip(held, found, strict=True))
+        return [answers[key] for key in asked]
+
+    @contextmanager
+    def _found_anew(self) -> Iterator[None]:
+        """After a failure another Redis may hold what this one held."""
+        try:
+            yield
+        except RedisError:
+            self.clients.forget()
+            raise
 
     def _keys(self) -> list[str]:
         return [log_key(self.prefix, partition) for partition in range(PARTITIONS)]

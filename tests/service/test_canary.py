@@ -73,6 +73,7 @@ async def running(root: Path, **options: Any) -> AsyncIterator[Running]:
     settings = Settings(
         repository=root,
         redis_url="redis://127.0.0.1:1/0",
+        ready_without_redis=True,
         timeout_ms=30_000,
         poll_seconds=0.01,
         canary_requests=20,

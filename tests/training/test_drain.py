@@ -19,6 +19,8 @@ import redis
 
 from model.contract.log import Entry
 from model.contract.store import PARTITIONS, log_key
+from store.blocking import Clients
+from store.url import StoreUrl
 from tests.support import ROOT, RedisProcess, running_redis
 from tests.training.entries import (
     EAGER,
@@ -52,6 +54,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
 def client(server: RedisProcess) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(server.url, protocol=2) as found:
         found.flushall()
+        yield found
+
+
+@pytest.fixture
+def clients(server: RedisProcess) -> Iterator[Clients]:
+    with Clients(StoreUrl.parse(server.url), 10) as found:
         yield found
 
 
@@ -146,11 +154,11 @@ def test_what_was_written_but_not_said_to_be_done_is_not_written_again(
 
 
 def test_what_another_collector_holds_is_left_to_it_for_a_while(
-    server: RedisProcess, client: redis.Redis, logs: Path
+    server: RedisProcess, client: redis.Redis, clients: Clients, logs: Path
 ) -> None:
     """Only what was idle for long enough is taken over."""
     add(client, event("u"))
-    other = Streams(client, "din", "other")
+    other = Streams(clients, "din", "other")
     other.join()
     assert len(other.fresh()) == 1
     once(server, logs, pace=Pace(claim_after=3600))
@@ -160,13 +168,13 @@ def test_what_another_collector_holds_is_left_to_it_for_a_while(
 
 
 def test_an_entry_that_was_erased_while_it_was_pending_is_let_go(
-    server: RedisProcess, client: redis.Redis, logs: Path
+    server: RedisProcess, client: redis.Redis, clients: Clients, logs: Path
 ) -> None:
     """The service takes a user's entries from the stream; no one waits for them for ever."""
     add(client, event("u", "gone"), event("u", "kept"))
     for consumer in ("c", "other"):
-        Streams(client, "din", consumer, count=1).join()
-        Streams(client, "din", consumer, count=1).fresh()
+        Streams(clients, "din", consumer, count=1).join()
+        Streams(clients, "din", consumer, count=1).fresh()
     [key] = [key for key in client.scan_iter() if client.xlen(key)]
     client.xdel(key, client.xrange(key)[0][0])
     once(server, logs)
@@ -175,18 +183,18 @@ def test_an_entry_that_was_erased_while_it_was_pending_is_let_go(
 
 
 def test_more_than_fits_a_batch_is_collected(
-    server: RedisProcess, client: redis.Redis, logs: Path
+    server: RedisProcess, client: redis.Redis, clients: Clients, logs: Path
 ) -> None:
     """Pending entries of several collectors and fresh ones, page by page."""
     add(client, *(event("u", f"i{n}") for n in range(150)))
     for consumer in ("c", "other"):
-        streams = Streams(client, "din", consumer, count=50)
+        streams = Streams(clients, "din", consumer, count=50)
         streams.join()
         assert len(streams.fresh()) == 50
     stop, batches = threading.Event(), list[Written]()
     with Files(logs).alone():
         drain = Drain(
-            streams=Streams(client, "din", "c", count=7),
+            streams=Streams(clients, "din", "c", count=7),
             writer=Writer(Files(logs), "s"),
             pace=Pace(rows=20, claim_after=0),
             stop=stop,
@@ -220,15 +228,15 @@ def test_a_redis_that_is_away_is_waited_for(tmp_path: Path, logs: Path) -> None:
     """From before the start, and when it comes back empty, with neither group nor stream."""
     stop, told, turned = threading.Event(), [], threading.Event()
     server = RedisProcess(tmp_path)
-    client = redis.Redis.from_url(server.url, protocol=2, socket_timeout=1)
+    clients = Clients(StoreUrl.parse(server.url), 1)
 
     def tell(name: str, **_: object) -> None:
         told.append(name)
 
     def work() -> None:
-        with Files(logs).alone():
+        with Files(logs).alone(), clients:
             Drain(
-                streams=Streams(client, "din", "c"),
+                streams=Streams(clients, "din", "c"),
                 writer=Writer(Files(logs), "s"),
                 pace=EAGER,
                 stop=stop,
@@ -257,7 +265,6 @@ def test_a_redis_that_is_away_is_waited_for(tmp_path: Path, logs: Path) -> None:
         stop.set()
         thread.join()
         server.kill()
-        client.close()
     assert items(on_disk(logs, "events")) == ["life 0", "life 1"]
 
 

@@ -1,0 +1,257 @@
+"""Redis in its other forms, for tests: a cluster, a master behind a Sentinel, and behind TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+
+from store.topology import SLOTS
+from tests.support import RedisProcess, free_port
+
+SERVICE = "din"
+_CLUSTER = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+
+
+def until(true: Callable[[], Any], seconds: float = 30) -> None:
+    """Wait for something to be true; Redis failing is not yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if true():
+                return
+        except RedisError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class Cluster:
+    """Real nodes that hold the slots between them."""
+
+    def __init__(self, nodes: list[RedisProcess]) -> None:
+        self.nodes = nodes
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+        self.url = f"redis+cluster://{hosts}"
+        self.clients = [Redis(port=node.port, protocol=2) for node in nodes]
+
+    def owner(self, key: str) -> Redis:
+        """A client of who holds a key, once all nodes agree."""
+        slot, said = key_slot(key.encode()), set[int]()
+
+        def agreed() -> bool:
+            said.clear()
+            for client in self.clients:
+                ranges = client.execute_command("CLUSTER", "SLOTS")
+                said.update(int(each[2][1]) for each in ranges if each[0] <= slot <= each[1])
+            return len(said) == 1
+
+        until(agreed)
+        ports = [node.port for node in self.nodes]
+        return self.clients[ports.index(said.pop())]
+
+    def flush(self) -> None:
+        for client in self.clients:
+            client.flushall()
+            client.script_flush()
+
+    def begin_to_move(self, slot: int, source: Redis, target: Redis) -> None:
+        """From now on what is not in the source any more is asked of the target."""
+        target.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", _id(source))
+        source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", _id(target))
+
+    def move_keys(self, slot: int, source: Redis, target: Redis) -> None:
+        port = target.connection_pool.connection_kwargs["port"]
+        keys = source.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100)
+        if keys:
+            source.execute_command("MIGRATE", "127.0.0.1", port, "", 0, 5000, "KEYS", *keys)
+
+    def move(self, slot: int, source: Redis, target: Redis) -> None:
+        """All at once."""
+        self.begin_to_move(slot, source, target)
+        self.move_keys(slot, source, target)
+        self.end_move(slot, target)
+
+    def end_move(self, slot: int, target: Redis) -> None:
+        for client in (target, *self.clients):
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", _id(target))
+
+
+@contextmanager
+def running_cluster(folder: Path, count: int = 3) -> Iterator[Cluster]:
+    """A real cluster of masters, each with a third of the slots."""
+    with ExitStack() as opened:
+        nodes = []
+        for number in range(count):
+            own = folder / str(number)
+            own.mkdir()
+            node = RedisProcess(own, *_CLUSTER, port=_low_port())
+            node.start()
+            opened.callback(node.kill)
+            nodes.append(node)
+        cluster = Cluster(nodes)
+        for client in cluster.clients:
+            opened.callback(client.close)
+        for number, client in enumerate(cluster.clients):
+            slots = range(number * SLOTS // count, (number + 1) * SLOTS // count)
+            client.execute_command("CLUSTER", "ADDSLOTS", *slots)
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for node in nodes[1:]:
+            cluster.clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        for client in cluster.clients:
+            until(lambda client=client: _sees(client, count))
+        yield cluster
+
+
+class Guarded:
+    """A master, its replica, and a Sentinel that makes the replica master when the master fails."""
+
+    def __init__(self, folder: Path) -> None:
+        self.master, self.replica = RedisProcess(folder), RedisProcess(folder)
+        self._folder = folder
+        self._port = free_port()
+        self._sentinel = RedisProcess(folder, str(self._write()), "--sentinel", port=self._port)
+        # The first one is dead: not all Sentinels need to live.
+        self.url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{self._port}/{SERVICE}/0"
+
+    def _write(self) -> Path:
+        path = self._folder / "sentinel.conf"
+        lines = [f"sentinel monitor {SERVICE} 127.0.0.1 {self.master.port} 1"]
+        lines += [f"sentinel down-after-milliseconds {SERVICE} 500"]
+        lines += [f"sentinel failover-timeout {SERVICE} 2000"]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with ExitStack() as opened:
+            for each in (self.master, self.replica):
+                each.start()
+                opened.callback(each.kill)
+            with Redis(port=self.replica.port) as client:
+                client.replicaof("127.0.0.1", self.master.port)
+                until(lambda: client.info("replication")["master_link_status"] == "up")
+            self._sentinel.start()
+            opened.callback(self._sentinel.kill)
+            with Redis(port=self._port) as client:
+                until(lambda: client.sentinel_master(SERVICE)["num-slaves"] == 1)
+            yield
+
+    def elected(self) -> bool:
+        """Whether the Sentinel has made the replica master."""
+        with Redis(port=self._port) as client:
+            return bool(client.sentinel_get_master_addr_by_name(SERVICE)[1] == self.replica.port)
+
+
+@contextmanager
+def behind_tls(port: int, folder: Path) -> Iterator[tuple[int, Path]]:
+    """A port that speaks TLS and passes on to another, and the authority that its certificate,
+    made for localhost, can be checked with. It asks callers for a certificate of that authority:
+    ``client.pem`` and ``client.key``, beside it."""
+    certify(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    context.load_verify_locations(folder / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    ready, found = threading.Event(), list[int]()
+    loop = asyncio.new_event_loop()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, downstream = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(relay(reader, downstream), relay(upstream, writer))
+
+    async def serve(stop: asyncio.Event) -> None:
+        server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
+        found.append(server.sockets[0].getsockname()[1])
+        ready.set()
+        await stop.wait()
+        server.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    stop = asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve(stop)))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield found[0], folder / "ca.pem"
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.run_until_complete(asyncio.sleep(0.05))
+        loop.close()
+
+
+def certify(folder: Path) -> None:
+    """An authority, and certificates of it for a server on localhost and for a client."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        if os.environ.get("CI"):
+            pytest.fail("no openssl program to make certificates with")
+        pytest.skip("no openssl program to make certificates with")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    run(
+        "req",
+        "-x509",
+        *key,
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+        "-subj",
+        "/CN=test",
+        "-days",
+        "2",
+    )
+    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    for name in ("server", "client"):
+        run("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
+        run("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem", "-days", "2")
+
+
+def _low_port() -> int:
+    """A free port; that of the nodes' own traffic is 10,000 above."""
+    while (port := free_port()) > 55_000:
+        pass
+    return port
+
+
+def _id(client: Redis) -> str:
+    found = client.execute_command("CLUSTER", "MYID")
+    return found.decode() if isinstance(found, bytes) else str(found)
+
+
+def _sees(client: Redis, count: int) -> bool:
+    info = client.execute_command("CLUSTER", "INFO")
+    text = info.decode() if isinstance(info, bytes) else str(info)
+    return (
+        "cluster_state:ok" in text.replace("'", "")
+        and len(client.execute_command("CLUSTER", "SLOTS")) == count
+    )
