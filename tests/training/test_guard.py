@@ -50,8 +50,8 @@ def test_too_little_is_not_judged() -> None:
     assert judge(impressions(999, 0.0, 0.5), BAND).broken is None
     assert judge(impressions(2000, 0.0, 0.0149), BAND).broken is None
     assert judge(impressions(1000, 0.0, 0.5), BAND).broken is True
-    assert judge(impressions(2000, 0.014, 0.0001), BAND).clicks < 30
-    assert judge(impressions(2000, 0.014, 0.0001), BAND).broken is None
+    assert judge(impressions(2000, 0.01, 0.0001), BAND).clicks < 30
+    assert judge(impressions(2000, 0.01, 0.0001), BAND).broken is None
     assert judge(impressions(1, 0.0, 0.5).clear(), BAND).broken is None
 
 
