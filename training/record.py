@@ -34,6 +34,13 @@ class Version:
         return found
 
     @property
+    def learnt_until(self) -> int:
+        """All impressions that it learnt from are from before this, in ms since 1970; 0 where
+        nothing is known of that."""
+        found: int = self.lineage.get("learnt_until", 0)
+        return found
+
+    @property
     def state(self) -> str | None:
         found: str | None = self.lineage.get("state")
         return found

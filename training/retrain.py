@@ -9,6 +9,9 @@ Beside the versions of a model lie::
 
 A job is what is trained, and on what: the days, the data and the settings. It is done once, as the
 lineage of a version or a refusal tells; killed, it goes on where it stopped.
+
+The gate looks only at impressions that the current version has not learnt from: by older ones a
+candidate that is older, or that goes on from the current version, can't be judged.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from training.record import Version
 from training.run import Run, RunError
 from training.scores import recast
 from training.source import Source
-from training.window import Window, cut, digest
+from training.window import Window, cut, digest, from_ms, hold_out
 
 Status = Literal["published", "would_publish", "refused", "nothing_new"]
 
@@ -85,7 +88,7 @@ class Order:
 class Outcome:
     """What came of it. ``current`` is the version that was to be replaced, ``warm`` whether its
     state was gone on from; ``label`` is what the new version is for: stable, canary, or none where
-    another one is pinned. ``report`` is a folder."""
+    one is pinned or another one has become stable since. ``report`` is a folder."""
 
     status: Status
     model: str
@@ -145,9 +148,17 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
         said = f"are version {done.number}" if done else "were refused"
         return replace(outcome, reasons=(f"these days, data and settings {said}",))
 
-    # Train, and compare with the current version.
+    # Train, and compare with the current version, on what that has not learnt from.
+    asked = rows(logs)["test"]
+    logs = _unlearnt(logs, current)
+    learnt = asked - rows(logs)["test"]
+    if learnt == asked and current is not None:
+        older = f"these days are not newer than what version {current.number} has learnt from"
+        return replace(outcome, reasons=(older,))
     evidence: dict[str, Evidence] = {}
     if reason := too_few(first_labels(logs, "test"), order.rules):
+        if learnt and current is not None:
+            reason += f"; version {current.number} has learnt from {learnt:,} more"
         verdict = Verdict("too_few", (reason,), rules=order.rules)
     else:
         _train(run, logs, about, repository, order, update)
@@ -210,6 +221,11 @@ def _window(order: Order, days: Sequence[date]) -> Window | None:
     return Window(first, last)
 
 
+def _unlearnt(logs: Logs, current: Version | None) -> Logs:
+    """The logs, with only impressions for the gate that the current version has not learnt from."""
+    return hold_out(logs, from_ms(current.learnt_until, logs.schema)) if current else logs
+
+
 def _about(
     order: Order,
     repository: Repository,
@@ -237,6 +253,7 @@ def _about(
         "logs": digest(logs),
         "days": str(window),
         "forget_days": order.forget_days,
+        "held_out_from": current.learnt_until if current else 0,
         "warm": warm,
     }
 
@@ -244,7 +261,7 @@ def _about(
 def _job(order: Order, about: Mapping[str, Any]) -> str:
     """Names the job; the version that it starts from is not part of it, since its own result
     becomes that."""
-    left = ("threads", "data", "warm")
+    left = ("threads", "data", "held_out_from", "warm")
     what = {key: value for key, value in about.items() if key not in left} | {"cold": order.cold}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -281,7 +298,7 @@ def _evidence(
     theirs = logs
     if bundle is not None and bundle.schema != logs.schema:
         raw, _ = order.source.read(window, bundle.folder / "schema.toml")
-        theirs = cut(raw, window, order.validation, order.skipped)
+        theirs = _unlearnt(cut(raw, window, order.validation, order.skipped), current)
         if not same_impressions(logs, theirs):
             theirs = recast(logs, bundle.schema)
     return gather(run, logs, bundle, theirs, current.metrics if current else {}, window)

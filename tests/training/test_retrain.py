@@ -136,6 +136,45 @@ def test_late_clicks_are_something_new(after: Path, logs: Logs) -> None:
     assert len(jobs) == 3
 
 
+def test_days_that_the_current_version_has_learnt_from_are_not_judged_by(
+    after: Path, logs: Logs
+) -> None:
+    """An older window is nothing new, whatever it starts from, and nothing is trained; of one that
+    ends with the same day, only what was held out then counts."""
+    asked = {"days": 3, "cold": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.retrain.train", None)
+        before = content(after)
+        for more in ({}, {"cold": False}, {"again": True}):
+            outcome = retrain.retrain(order(after, 2, **{**asked, **more}), silent)
+            assert (outcome.status, outcome.version) == ("nothing_new", None)
+            assert outcome.reasons == (
+                "these days are not newer than what version 1 has learnt from",
+            )
+        assert content(after) == before
+        few = order(after, 3, **asked, validation=0.5, rules=replace(EASY, impressions=1201))
+        outcome = retrain.retrain(few, silent)
+        # Of the newest quarter of the last 3 days, 1,800, version 1 had 1,200 for its gate.
+        assert outcome.status == "refused"
+        assert outcome.reasons[0].startswith("too few impressions to tell: 1,200, ")
+        assert outcome.reasons[0].endswith("; version 1 has learnt from 600 more")
+    enough = order(after, 3, **asked, validation=0.5, again=True, dry_run=True)
+    outcome = retrain.retrain(enough, silent)
+    assert outcome.status == "would_publish"
+    assert outcome.report is not None
+    report = json.loads((outcome.report / "report.json").read_bytes())
+    assert report["impressions"] == {"train": 3600, "validation": 2400, "test": 1200}
+    assert outcome.metrics["impressions"] == 1200
+
+
+def test_a_version_says_until_when_it_has_learnt(first: tuple[Path, Outcome], logs: Logs) -> None:
+    """That is where the impressions that it was judged on begin, or just before."""
+    folder, _ = first
+    (version,) = record.versions(repository(folder))
+    shown = days.until(logs, 3).events.filter(pl.col("split").is_not_null())["ts"].sort()
+    assert shown[14 * 600 - 1] * 1000 < version.learnt_until <= shown[14 * 600] * 1000
+
+
 def test_the_next_day_goes_on_from_the_current_version(after: Path, logs: Logs) -> None:
     """Known ids keep what was learnt, and the settings are those of before; the new version is
     stable and the one before is what a rollback brings back."""
