@@ -25,9 +25,10 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import polars as pl
 import torch
 
-from model.contract.labels import LabelFile, PinnedError
+from model.contract.labels import LabelFile, MovedError, PinnedError
 from model.contract.repository import Repository
 from model.contract.schema import Schema
 from terminal.progress import Update
@@ -51,6 +52,10 @@ Status = Literal["published", "would_publish", "refused", "nothing_new"]
 
 class OrderError(ValueError):
     """An order that contradicts itself or the logs."""
+
+
+class ErasedError(RuntimeError):
+    """Users were erased while their events were trained on; the next retraining knows of it."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
     window = _window(order, days)
     if window is None or not any(window.first <= day <= window.last for day in days):
         return replace(outcome, window=window, reasons=("no day with impressions",))
+    erased = order.source.erased()
     raw, tally = order.source.read(window)
     logs = cut(raw, window, order.validation, order.skipped)
     if not len(logs.events):
@@ -192,6 +198,9 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
     if not verdict.passed:
         _remove(run)
         return replace(outcome, status="refused", report=_write(refusal, files))
+    if gone := _erased_since(erased, order.source.erased(), logs):
+        _remove(run)
+        raise ErasedError(f"{gone} of the users were erased meanwhile; run it again without them")
     lease.check()
     if order.canary is not None and outcome.current is not None:
         labels.settle(outcome.current, f"a canary of {window} is to come")
@@ -205,6 +214,13 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
         run, order.repository, update, lineage_too={"retrain": lineage}, more=files
     )
     return _conclude(order, repository, labels, outcome, version, run)
+
+
+def _erased_since(before: pl.DataFrame, now: pl.DataFrame, logs: Logs) -> int:
+    """How many users of the logs were erased since ``before``."""
+    new = now.join(before, on=["user_id", "until"], how="anti")
+    known = pl.concat([logs.events["user_id"], logs.users["user_id"]]).unique()
+    return int(known.is_in(new["user_id"].implode()).sum())
 
 
 def _window(order: Order, days: Sequence[date]) -> Window | None:
@@ -312,16 +328,22 @@ def _conclude(
     version: int,
     run: Run,
 ) -> Outcome:
-    """Label a version that was published, and clear away what made it."""
+    """Label a version that was published, and clear away what made it.
+
+    Who has made another version stable since it was compared with the current one knows more.
+    """
     label, why = "stable", f"retrained on {outcome.window}"
+    compared = record.version(repository, version).lineage.get("retrain", {}).get("current")
+    over = (None, compared, version)
     try:
         if order.canary is not None and outcome.current not in (None, version):
-            labels.start_canary(version, order.canary, why)
+            labels.start_canary(version, order.canary, why, over)
             label = "canary"
         else:
-            labels.promote(version, why)
-    except PinnedError:
+            labels.promote(version, why, over)
+    except (PinnedError, MovedError) as error:
         label = "none"
+        outcome = replace(outcome, reasons=(f"version {version} has no label: {error}",))
     _remove(run)
     record.tidy(repository, labels.read())
     folder = repository.folder / str(version)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ import pytest
 
 from model.contract.bundle import Bundle
 from model.contract.labels import LabelFile
+from model.contract.log import Erased
 from model.contract.repository import Repository
 from tests.support import ROOT
 from tests.training import days
+from tests.training.collecting import collect
 from training import record, retrain
 from training.gate import Rules
 from training.join import Rules as Joining
 from training.lease import Lease, LeaseError
 from training.logs import Logs
-from training.retrain import Order, OrderError, Outcome
+from training.retrain import ErasedError, Order, OrderError, Outcome
 from training.source import Loop, Prepared
 
 SMALL = ("dim=4", "head=[8]", "attention=[6]", "size=256", "epochs=1", "evaluations=2")
@@ -358,6 +361,28 @@ def test_where_a_version_is_pinned_the_new_one_has_no_label(after: Path, logs: L
     assert LabelFile(repository(after), "").read().stable == 1
 
 
+@pytest.mark.parametrize("canary", [None, 0.2])
+def test_who_changes_what_is_stable_meanwhile_is_not_overruled(
+    after: Path, logs: Logs, canary: float | None
+) -> None:
+    """The new version is published without a label, and the outcome says why."""
+    days.until(logs, 4).write(after / "data")
+    folder, labels = repository(after).folder, LabelFile(repository(after), "operator")
+    shutil.copytree(folder / "1", folder / "2")
+    labels.promote(2)
+
+    def roll_back(stage: str, *_: object) -> None:
+        if stage == "compare":
+            labels.rollback("2 is bad")
+
+    outcome = retrain.retrain(order(after, 4, canary=canary), roll_back)
+    assert (outcome.status, outcome.current) == ("published", 2)
+    assert (outcome.version, outcome.label) == (3, "none")
+    assert outcome.reasons == ("version 3 has no label: version 1 has become the stable one since",)
+    now = labels.read()
+    assert (now.stable, now.canary, now.changes[-1].why) == (1, None, "2 is bad")
+
+
 def test_a_new_schema_goes_on_from_the_old_one(after: Path, logs: Logs) -> None:
     """A field more: what was learnt is carried, the current version is judged by its own schema."""
     until = days.until(logs, 4)
@@ -395,6 +420,30 @@ def test_collected_logs_become_a_version(logs: Logs, tmp_path: Path) -> None:
     assert report["joined"]["kept"] == (3 * 4 - 1) * 600
     page = (outcome.report / "report.html").read_text()
     assert "<td>too new</td>" in page
+
+
+def test_who_is_erased_while_it_trains_is_not_published(logs: Logs, tmp_path: Path) -> None:
+    """It fails and leaves nothing of the training behind; the next one is without the user. Who is
+    not in these logs is no matter."""
+    days.collected(days.until(logs, 2), tmp_path / "logs")
+    asked = replace(order(tmp_path, 2, days=3), source=Loop(tmp_path / "logs", Joining()))
+    user, now = logs.users["user_id"][0], 4_000_000_000_000
+
+    def erase(who: str, stage: str, *_: object) -> None:
+        if stage == "compare":
+            collect(tmp_path / "logs", [Erased(who, now)])
+
+    with pytest.raises(ErasedError, match=r"^1 of the users were erased meanwhile") as told:
+        retrain.retrain(asked, partial(erase, user))
+    assert f" {user} " not in str(told.value)
+    assert repository(tmp_path).versions() == []
+    left = [path.name for path in (repository(tmp_path).folder / ".retrain").iterdir()]
+    assert left == ["lease.1"]
+    outcome = retrain.retrain(asked, partial(erase, "nobody"))
+    assert outcome.status == "published"
+    assert outcome.report is not None
+    report = json.loads((outcome.report / "report.json").read_bytes())
+    assert report["joined"]["kept"] == (3 * 4 - 1) * 590
 
 
 def test_days_without_impressions_are_nothing_new(after: Path) -> None:
