@@ -155,16 +155,13 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
         return replace(outcome, reasons=(f"these days, data and settings {said}",))
 
     # Train, and compare with the current version, on what that has not learnt from.
-    asked = rows(logs)["test"]
-    logs = _unlearnt(logs, current)
-    learnt = asked - rows(logs)["test"]
-    if learnt == asked and current is not None:
-        older = f"these days are not newer than what version {current.number} has learnt from"
+    logs, learnt = _unlearnt(logs, current)
+    if learnt and not rows(logs)["test"]:
+        older = f"these days are not newer than what version {outcome.current} has learnt from"
         return replace(outcome, reasons=(older,))
     evidence: dict[str, Evidence] = {}
     if reason := too_few(first_labels(logs, "test"), order.rules):
-        if learnt and current is not None:
-            reason += f"; version {current.number} has learnt from {learnt:,} more"
+        reason += f"; version {outcome.current} has learnt from {learnt:,} more" if learnt else ""
         verdict = Verdict("too_few", (reason,), rules=order.rules)
     else:
         _train(run, logs, about, repository, order, update)
@@ -204,14 +201,8 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
     lease.check()
     if order.canary is not None and outcome.current is not None:
         labels.settle(outcome.current, f"a canary of {window} is to come")
-    lineage = {
-        "days": [str(window.first), str(window.last)],
-        "job": job,
-        "current": outcome.current,
-        "warm": outcome.warm,
-    }
     _, version, _ = publish(
-        run, order.repository, update, lineage_too={"retrain": lineage}, more=files
+        run, order.repository, update, lineage_too=_lineage(outcome, window), more=files
     )
     return _conclude(order, repository, labels, outcome, version, run)
 
@@ -237,9 +228,13 @@ def _window(order: Order, days: Sequence[date]) -> Window | None:
     return Window(first, last)
 
 
-def _unlearnt(logs: Logs, current: Version | None) -> Logs:
-    """The logs, with only impressions for the gate that the current version has not learnt from."""
-    return hold_out(logs, from_ms(current.learnt_until, logs.schema)) if current else logs
+def _unlearnt(logs: Logs, current: Version | None) -> tuple[Logs, int]:
+    """The logs, with only impressions for the gate that the current version has not learnt from,
+    and how many others the gate would have looked at."""
+    if current is None:
+        return logs, 0
+    found = hold_out(logs, from_ms(current.learnt_until, logs.schema))
+    return found, rows(logs)["test"] - rows(found)["test"]
 
 
 def _about(
@@ -314,10 +309,21 @@ def _evidence(
     theirs = logs
     if bundle is not None and bundle.schema != logs.schema:
         raw, _ = order.source.read(window, bundle.folder / "schema.toml")
-        theirs = _unlearnt(cut(raw, window, order.validation, order.skipped), current)
+        theirs, _ = _unlearnt(cut(raw, window, order.validation, order.skipped), current)
         if not same_impressions(logs, theirs):
             theirs = recast(logs, bundle.schema)
     return gather(run, logs, bundle, theirs, current.metrics if current else {}, window)
+
+
+def _lineage(outcome: Outcome, window: Window) -> dict[str, Any]:
+    """What the version's manifest says of the retraining that it is of."""
+    about = {
+        "days": [str(window.first), str(window.last)],
+        "job": outcome.job,
+        "current": outcome.current,
+        "warm": outcome.warm,
+    }
+    return {"retrain": about}
 
 
 def _conclude(
