@@ -14,7 +14,7 @@ import torch
 from model.network import Network
 from model.zoo import configure, make
 from terminal.progress import Update
-from training import calibrate, checkpoint, metrics, state, vocabulary
+from training import calibrate, checkpoint, metrics, state, vocabulary, window
 from training.calibrate import Calibration, sigmoid
 from training.carry import Outline, carry
 from training.dataset import Dataset, build, learn_encoder
@@ -115,7 +115,8 @@ def train(
     )
     scores = sigmoid(calibration.apply(logits["validation"]))
     spread = {task: histogram(scores[:, at]) for at, task in enumerate(logs.schema.tasks)}
-    run.finish(network, calibration, {**results, HISTOGRAM: spread, **carried})
+    told = {HISTOGRAM: spread, "learnt_until": window.learnt_until(logs), **carried}
+    run.finish(network, calibration, {**results, **told})
     checkpoint.remove(run.folder)
     return results
 

@@ -39,13 +39,17 @@ class Rules:
     """How much higher the log loss may be at the upper end, as a share of the current one's."""
     calibration_low: float = 0.9
     calibration_high: float = 1.1
-    """The band of mean predicted / observed. Refused when the whole interval is out of it, or when
-    the interval is wider than the band."""
+    """The band of mean predicted / observed. Refused when the whole interval is out of it; too few
+    to tell when the value is out of it though the interval reaches in, or when the interval is
+    wider than the band."""
     slice_impressions: int = 200
     slice_ranking: float = 0.05
     """A slice collapses when its ranking is lower by more than this at the interval's upper end."""
     slice_log_loss: float = 0.1
     """Or its log loss higher by more than this share at the lower end."""
+    slice_calibration_low: float = 0.8
+    slice_calibration_high: float = 1.25
+    """Or its whole interval of mean predicted / observed is out of this band."""
     drop: float = 0.15
     """How much lower the current one may rank these impressions than those it was published on."""
     rate: float = 2.0
@@ -151,7 +155,7 @@ def _worse(found: Comparison, rules: Rules) -> Iterator[str]:
     if (ranking := own.get("ranking")) and ranking.low <= 0.5 and ranking.value < NEAR:
         yield f"{name} {ranking} is not above that of chance, 0.5"
     low, high = rules.calibration_low, rules.calibration_high
-    if (ratio := own.get("calibration")) and (ratio.low > high or ratio.high < low):
+    if (ratio := own.get("calibration")) and _outside(ratio, low, high):
         yield f"calibration: mean predicted / observed is {ratio}, not within {low} to {high}"
     if (change := found.change.get("ranking")) and change.low < -rules.ranking and change.high < 0:
         yield (
@@ -175,8 +179,10 @@ def _unclear(found: Comparison, rules: Rules) -> Iterator[str]:
         yield f"{few}{name} {ranking} may be that of chance, 0.5"
     low, high = rules.calibration_low, rules.calibration_high
     ratio = found.candidate.get("calibration")
-    if ratio and ratio.low < low and ratio.high > high:
-        yield f"{few}mean predicted / observed {ratio} may be on either side of {low} to {high}"
+    if ratio and not _outside(ratio, low, high):
+        wide = ratio.high - ratio.low > high - low
+        if wide or not low <= ratio.value <= high:
+            yield f"{few}mean predicted / observed {ratio} may lie outside {low} to {high}"
     change = found.change.get("ranking")
     if change and change.low < -rules.ranking and change.high >= 0:
         yield (
@@ -197,6 +203,14 @@ def _collapsed(name: str, found: Comparison, rules: Rules) -> Iterator[str]:
         yield f"{name}: {found.ranked_by.upper()} is lower by {_less(ranking)}"
     if loss and loss.low > rules.slice_log_loss:
         yield f"{name}: log loss is higher by {_share(loss)}"
+    low, high = rules.slice_calibration_low, rules.slice_calibration_high
+    if (ratio := found.candidate.get("calibration")) and _outside(ratio, low, high):
+        yield f"{name}: mean predicted / observed is {ratio}, not within {low} to {high}"
+
+
+def _outside(figure: Figure, low: float, high: float) -> bool:
+    """Whether the whole interval is."""
+    return figure.low > high or figure.high < low
 
 
 def _less(change: Figure) -> str:

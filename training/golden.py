@@ -1,46 +1,56 @@
 """Golden requests: raw requests that a version must encode and score just as it did when made.
 
-Taken from the logs' own users and items, with the cases that break things added: no history, the
-longest one, one candidate, unknown items, missing and unknown fields, duplicates.
+Their users are made up, since a version outlives those who are erased: items of the catalogue in an
+order that nobody clicked them in, and values that many users share. The cases that break things are
+there: no history, the longest one, one candidate, unknown items, missing and unknown fields,
+duplicates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from model.contract.schema import Field
 from training.logs import Logs
 
-USERS = 3
 CANDIDATES = 7
+SHARED_BY = 5  # users at least; a value that fewer have may tell who they are
+COMMONEST = 20  # values of a field are drawn from so many
+STEP = 100_000  # at most, between two behaviours
+Values = Mapping[str, Sequence[str]]
 
 
 def golden_requests(logs: Logs, seed: int = 0) -> list[dict[str, Any]]:
     """Raw requests in the form of `model.contract.bundle.Golden`."""
-    schema, generator = logs.schema, np.random.default_rng(seed)
-    behaviours = logs.events.filter(pl.col("behaviour"))
-    counts = logs.events.group_by("user_id").agg(pl.col("behaviour").sum())
-    counts = counts.sort("behaviour", "user_id", descending=True)
-    picked = [counts["user_id"][int(at)] for at in np.linspace(0, len(counts) - 1, USERS)]
+    schema, draw = logs.schema, np.random.default_rng(seed)
+    common = {field.name: _common(logs.users, field) for field in schema.user}
+    for field in (*schema.behaviour, *schema.context, *schema.ad):
+        common[field.name] = _common(logs.events, field)
     item_ids = logs.items["item_id"].sort()
-    names = ["item_id", "ts", *(field.name for field in schema.behaviour)]
     requests: list[dict[str, Any]] = []
-    for number, user in enumerate(picked):
-        history = behaviours.filter(pl.col("user_id") == user).tail(schema.history_length)
-        shown = logs.events.filter(pl.col("user_id") == user, pl.col("split").is_not_null())
-        profile = logs.users.filter(pl.col("user_id") == user)
-        at = generator.integers(0, len(item_ids), CANDIDATES)
-        request: dict[str, Any] = {
-            "candidates": [item_ids[int(i)] for i in at][: 1 if number == 1 else None],
-            "history": history.select(names).to_dicts(),
-            "user": _values(profile, [field.name for field in schema.user]),
-            "context": _values(shown, [field.name for field in schema.context]),
-        }
-        ads = _values(shown, [field.name for field in schema.ad])
-        request["given"] = [ads for _ in request["candidates"]]
-        requests.append(request)
+    longest = schema.history_length
+    for count, length in ((CANDIDATES, longest), (1, longest // 2), (CANDIDATES, 0)):
+        picked, seen = (
+            [item_ids[int(at)] for at in draw.integers(0, len(item_ids), each)]
+            for each in (count, length)
+        )
+        times = draw.integers(0, STEP, length).cumsum().tolist()
+        requests.append(
+            {
+                "candidates": picked,
+                "history": [
+                    {"item_id": item, "ts": ts, **_drawn(schema.behaviour, common, draw)}
+                    for item, ts in zip(seen, times, strict=True)
+                ],
+                "user": _drawn(schema.user, common, draw),
+                "context": _drawn(schema.context, common, draw),
+                "given": [_drawn(schema.ad, common, draw) for _ in picked],
+            }
+        )
     first = item_ids[0]
     requests.append({"candidates": [first, first, "an item nobody knows"]})
     overridden: dict[str, Any] = {}
@@ -50,9 +60,30 @@ def golden_requests(logs: Logs, seed: int = 0) -> list[dict[str, Any]]:
     return requests
 
 
-def _values(frame: pl.DataFrame, names: list[str]) -> dict[str, Any]:
-    """The first row's values that are there."""
-    if not len(frame) or not names:
-        return {}
-    row = frame.select(names).row(0, named=True)
-    return {name: value for name, value in row.items() if value is not None}
+def _common(frame: pl.DataFrame, field: Field) -> list[str]:
+    """Ids of a field that many users share, the commonest first; numbers are not looked at."""
+    if field.kind == "number":
+        return []
+    held = frame.select("user_id", pl.col(field.name).alias("id"))
+    if field.kind == "tags":
+        held = held.explode("id", empty_as_null=True)
+    users = held.drop_nulls("id").group_by("id").agg(pl.col("user_id").n_unique().alias("users"))
+    users = users.filter(pl.col("users") >= SHARED_BY)
+    found: list[str] = users.sort("users", "id", descending=[True, False])["id"].to_list()
+    return found[:COMMONEST]
+
+
+def _drawn(fields: Sequence[Field], common: Values, draw: np.random.Generator) -> dict[str, Any]:
+    """A value for each field; there is none where no id is shared by many."""
+    found: dict[str, Any] = {}
+    for field in fields:
+        ids = common[field.name]
+        if field.kind == "number":
+            low, high = field.boundaries[0], field.boundaries[-1]
+            found[field.name] = round(float(draw.uniform(low - 1, high + 1)), 3)
+        elif field.kind == "tags":
+            count = int(draw.integers(0, min(len(ids), field.max_values) + 1))
+            found[field.name] = [ids[int(at)] for at in draw.permutation(len(ids))[:count]]
+        elif ids:
+            found[field.name] = ids[int(draw.integers(len(ids)))]
+    return found

@@ -15,7 +15,9 @@ from model.contract.labels import LabelFile
 @dataclass(frozen=True)
 class Band:
     """Where predicted / observed may lie, and what it takes to judge: so many impressions, so many
-    clicks expected, and an interval of that confidence that lies outside altogether.
+    clicks expected or seen, and an interval of that confidence that lies outside altogether.
+
+    Clicks that are seen count too, or a version that predicts next to nothing were never judged.
 
     The confidence is high because it is asked again every half minute.
     """
@@ -23,7 +25,7 @@ class Band:
     low: float = 0.8
     high: float = 1.25
     impressions: int = 1000
-    expected: float = 30.0
+    clicks: float = 30.0
     confidence: float = 0.99
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ def judge(rows: pl.DataFrame, band: Band) -> Verdict:
     spread = math.sqrt(max(float(np.sum(by_user**2)), clicks, 1.0))
     reach = NormalDist().inv_cdf((1 + band.confidence) / 2) * spread
     low, high = expected / (clicks + reach), _over(expected, clicks - reach)
-    enough = len(rows) >= band.impressions and expected >= band.expected
+    enough = len(rows) >= band.impressions and max(expected, clicks) >= band.clicks
     outside = low > band.high or high < band.low
     ratio = _over(expected, clicks)
     return Verdict(len(rows), expected, clicks, ratio, low, high, outside if enough else None)

@@ -5,7 +5,7 @@ the features that the score was made from, and the history that it looked at. Th
 1 when the task's action follows within the window. What can't be used is counted, with the reason.
 
 The result depends on the files alone: a later run over the same days sees the clicks that came
-since.
+since, and nothing else of what came after these days: no behaviour, and no profile.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def join(
     past = once(before.events.filter("behaviour"), past, fields)
     rows = pl.concat([base, past.with_columns(behaviour=True), kept], how="diagonal")
     rows = rows.select(*event_columns(fields), *sorted(SEEN))
-    users = _users(rows, scores, before, fields)
+    users = _users(
+        rows, scores.filter(pl.col("received") < _begin(last + DAY, 1000)), before, fields
+    )
     logs = Logs.build(path, _split(rows, rules), _items(rows, kept, before, fields), users)
     open_still = pl.any_horizontal(pl.col(fields.tasks) == 0) & (pl.col("ts") > newest - window)
     notes = {
@@ -201,7 +203,7 @@ def _split(rows: pl.DataFrame, rules: Rules) -> pl.DataFrame:
 def _users(
     rows: pl.DataFrame, scores: pl.DataFrame, before: Before, schema: Schema
 ) -> pl.DataFrame:
-    """Every user once, as the newest score knew it; one without a score as it was before."""
+    """Every user once, as the newest of these scores knew it; one without as it was before."""
     sound = scores.filter(pl.col("degraded").is_null()).sort("received", "entry")
     newest = sound.unique("user_id", keep="last", maintain_order=True)
     told = pl.concat(

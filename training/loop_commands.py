@@ -147,7 +147,7 @@ def collect(
     canary_impressions: Annotated[
         int, typer.Option(min=1, help="It is judged on no fewer impressions,")
     ] = 1000,
-    canary_clicks: Annotated[float, typer.Option(min=1, help="nor expected clicks.")] = 30,
+    canary_clicks: Annotated[float, typer.Option(min=1, help="nor clicks, expected or seen.")] = 30,
 ) -> None:
     """Drain the service's log from Redis into date-partitioned Parquet, each entry once; measure
     live quality, and take a canary out of traffic that is plainly off."""

@@ -43,7 +43,7 @@ def publish(
     batch = bundle.encode_golden(encoder, requests)
     exact = exact_logits(copy.deepcopy(network).double().eval(), calibration, batch)
     golden = bundle.Golden(requests, batch, exact.astype(np.float32))
-    kept = ("model", "options", "fit", "seed", "logs", "progress")
+    kept = ("model", "options", "fit", "seed", "logs", "learnt_until", "progress")
     lineage = {key: about[key] for key in kept if key in about}
     lineage |= {"created": int(time.time()), **(lineage_too or {})}
     repository = Repository(root, encoder.schema.name)

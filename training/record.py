@@ -34,6 +34,13 @@ class Version:
         return found
 
     @property
+    def learnt_until(self) -> int:
+        """All impressions that it learnt from are from before this, in ms since 1970; 0 where
+        nothing is known of that."""
+        found: int = self.lineage.get("learnt_until", 0)
+        return found
+
+    @property
     def state(self) -> str | None:
         found: str | None = self.lineage.get("state")
         return found
@@ -41,7 +48,7 @@ class Version:
 
 def versions(repository: Repository) -> list[Version]:
     """All versions, oldest first; nothing is said of one whose manifest can't be read."""
-    return [_read(repository, number) for number in repository.versions()]
+    return [version(repository, number) for number in repository.versions()]
 
 
 def current(repository: Repository, labels: Labels) -> Version | None:
@@ -49,7 +56,16 @@ def current(repository: Repository, labels: Labels) -> Version | None:
     numbers = repository.versions()
     if not numbers:
         return None
-    return _read(repository, labels.stable if labels.stable in numbers else numbers[-1])
+    return version(repository, labels.stable if labels.stable in numbers else numbers[-1])
+
+
+def version(repository: Repository, number: int) -> Version:
+    """That version; nothing is said of it where its manifest can't be read."""
+    try:
+        found = json.loads((repository.folder / str(number) / MANIFEST).read_bytes())
+        return Version(number, found["metrics"], found["lineage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Version(number, {}, {})
 
 
 def work_folder(repository: Repository, days: object, job: str) -> Path:
@@ -70,11 +86,3 @@ def tidy(repository: Repository, labels: Labels, work: Path | None = None) -> No
         labelled = {labels.stable, labels.canary, *labels.previous[:1]}
         kept = [*found[-STATES_KEPT:], *(each for each in found if each.number in labelled)]
         state.drop(repository.folder, {each.state for each in kept if each.state})
-
-
-def _read(repository: Repository, number: int) -> Version:
-    try:
-        found = json.loads((repository.folder / str(number) / MANIFEST).read_bytes())
-        return Version(number, found["metrics"], found["lineage"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return Version(number, {}, {})

@@ -9,6 +9,9 @@ Beside the versions of a model lie::
 
 A job is what is trained, and on what: the days, the data and the settings. It is done once, as the
 lineage of a version or a refusal tells; killed, it goes on where it stopped.
+
+The gate looks only at impressions that the current version has not learnt from: by older ones a
+candidate that is older, or that goes on from the current version, can't be judged.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import polars as pl
 import torch
 
-from model.contract.labels import LabelFile, PinnedError
+from model.contract.labels import LabelFile, MovedError, PinnedError
 from model.contract.repository import Repository
 from model.contract.schema import Schema
 from terminal.progress import Update
@@ -41,13 +45,17 @@ from training.record import Version
 from training.run import Run, RunError
 from training.scores import recast
 from training.source import Source
-from training.window import Window, cut, digest
+from training.window import Window, cut, digest, from_ms, hold_out
 
 Status = Literal["published", "would_publish", "refused", "nothing_new"]
 
 
 class OrderError(ValueError):
     """An order that contradicts itself or the logs."""
+
+
+class ErasedError(RuntimeError):
+    """Users were erased while their events were trained on; the next retraining knows of it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Order:
 class Outcome:
     """What came of it. ``current`` is the version that was to be replaced, ``warm`` whether its
     state was gone on from; ``label`` is what the new version is for: stable, canary, or none where
-    another one is pinned. ``report`` is a folder."""
+    one is pinned or another one has become stable since. ``report`` is a folder."""
 
     status: Status
     model: str
@@ -125,6 +133,7 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
     window = _window(order, days)
     if window is None or not any(window.first <= day <= window.last for day in days):
         return replace(outcome, window=window, reasons=("no day with impressions",))
+    erased = order.source.erased()
     raw, tally = order.source.read(window)
     logs = cut(raw, window, order.validation, order.skipped)
     if not len(logs.events):
@@ -145,9 +154,14 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
         said = f"are version {done.number}" if done else "were refused"
         return replace(outcome, reasons=(f"these days, data and settings {said}",))
 
-    # Train, and compare with the current version.
+    # Train, and compare with the current version, on what that has not learnt from.
+    logs, learnt = _unlearnt(logs, current)
+    if learnt and not rows(logs)["test"]:
+        older = f"these days are not newer than what version {outcome.current} has learnt from"
+        return replace(outcome, reasons=(older,))
     evidence: dict[str, Evidence] = {}
     if reason := too_few(first_labels(logs, "test"), order.rules):
+        reason += f"; version {outcome.current} has learnt from {learnt:,} more" if learnt else ""
         verdict = Verdict("too_few", (reason,), rules=order.rules)
     else:
         _train(run, logs, about, repository, order, update)
@@ -181,19 +195,23 @@ def _retrain(order: Order, repository: Repository, lease: Lease, update: Update)
     if not verdict.passed:
         _remove(run)
         return replace(outcome, status="refused", report=_write(refusal, files))
+    if gone := _erased_since(erased, order.source.erased(), logs):
+        _remove(run)
+        raise ErasedError(f"{gone} of the users were erased meanwhile; run it again without them")
     lease.check()
     if order.canary is not None and outcome.current is not None:
         labels.settle(outcome.current, f"a canary of {window} is to come")
-    lineage = {
-        "days": [str(window.first), str(window.last)],
-        "job": job,
-        "current": outcome.current,
-        "warm": outcome.warm,
-    }
     _, version, _ = publish(
-        run, order.repository, update, lineage_too={"retrain": lineage}, more=files
+        run, order.repository, update, lineage_too=_lineage(outcome, window), more=files
     )
     return _conclude(order, repository, labels, outcome, version, run)
+
+
+def _erased_since(before: pl.DataFrame, now: pl.DataFrame, logs: Logs) -> int:
+    """How many users of the logs were erased since ``before``."""
+    new = now.join(before, on=["user_id", "until"], how="anti")
+    known = pl.concat([logs.events["user_id"], logs.users["user_id"]]).unique()
+    return int(known.is_in(new["user_id"].implode()).sum())
 
 
 def _window(order: Order, days: Sequence[date]) -> Window | None:
@@ -208,6 +226,15 @@ def _window(order: Order, days: Sequence[date]) -> Window | None:
     if first > last:
         raise OrderError(f"--from: expected a day not after {last}")
     return Window(first, last)
+
+
+def _unlearnt(logs: Logs, current: Version | None) -> tuple[Logs, int]:
+    """The logs, with only impressions for the gate that the current version has not learnt from,
+    and how many others the gate would have looked at."""
+    if current is None:
+        return logs, 0
+    found = hold_out(logs, from_ms(current.learnt_until, logs.schema))
+    return found, rows(logs)["test"] - rows(found)["test"]
 
 
 def _about(
@@ -237,6 +264,7 @@ def _about(
         "logs": digest(logs),
         "days": str(window),
         "forget_days": order.forget_days,
+        "held_out_from": current.learnt_until if current else 0,
         "warm": warm,
     }
 
@@ -244,7 +272,7 @@ def _about(
 def _job(order: Order, about: Mapping[str, Any]) -> str:
     """Names the job; the version that it starts from is not part of it, since its own result
     becomes that."""
-    left = ("threads", "data", "warm")
+    left = ("threads", "data", "held_out_from", "warm")
     what = {key: value for key, value in about.items() if key not in left} | {"cold": order.cold}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -281,10 +309,21 @@ def _evidence(
     theirs = logs
     if bundle is not None and bundle.schema != logs.schema:
         raw, _ = order.source.read(window, bundle.folder / "schema.toml")
-        theirs = cut(raw, window, order.validation, order.skipped)
+        theirs, _ = _unlearnt(cut(raw, window, order.validation, order.skipped), current)
         if not same_impressions(logs, theirs):
             theirs = recast(logs, bundle.schema)
     return gather(run, logs, bundle, theirs, current.metrics if current else {}, window)
+
+
+def _lineage(outcome: Outcome, window: Window) -> dict[str, Any]:
+    """What the version's manifest says of the retraining that it is of."""
+    about = {
+        "days": [str(window.first), str(window.last)],
+        "job": outcome.job,
+        "current": outcome.current,
+        "warm": outcome.warm,
+    }
+    return {"retrain": about}
 
 
 def _conclude(
@@ -295,16 +334,22 @@ def _conclude(
     version: int,
     run: Run,
 ) -> Outcome:
-    """Label a version that was published, and clear away what made it."""
+    """Label a version that was published, and clear away what made it.
+
+    Who has made another version stable since it was compared with the current one knows more.
+    """
     label, why = "stable", f"retrained on {outcome.window}"
+    compared = record.version(repository, version).lineage.get("retrain", {}).get("current")
+    over = (None, compared, version)
     try:
         if order.canary is not None and outcome.current not in (None, version):
-            labels.start_canary(version, order.canary, why)
+            labels.start_canary(version, order.canary, why, over)
             label = "canary"
         else:
-            labels.promote(version, why)
-    except PinnedError:
+            labels.promote(version, why, over)
+    except (PinnedError, MovedError) as error:
         label = "none"
+        outcome = replace(outcome, reasons=(f"version {version} has no label: {error}",))
     _remove(run)
     record.tidy(repository, labels.read())
     folder = repository.folder / str(version)

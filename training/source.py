@@ -7,6 +7,8 @@ from datetime import date
 from pathlib import Path
 from typing import Protocol
 
+import polars as pl
+
 from model.contract.schema import Schema
 from training import window
 from training.collected import Collected
@@ -14,6 +16,8 @@ from training.join import Rules, Tally, join
 from training.logs import Logs
 from training.scores import recast
 from training.window import Window
+
+ERASURE = {"user_id": pl.String(), "until": pl.Int64()}
 
 
 class Source(Protocol):
@@ -30,6 +34,10 @@ class Source(Protocol):
 
     def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Tally | None]:
         """The logs of these days, what is behind them, and what was counted if they were joined."""
+        ...
+
+    def erased(self) -> pl.DataFrame:
+        """Who is known to be erased by now: user_id, and ``until`` in ms."""
         ...
 
 
@@ -49,6 +57,10 @@ class Prepared:
     def read(self, days: Window, schema: Path | None = None) -> tuple[Logs, Tally | None]:
         logs = Logs.read(self.folder)
         return (recast(logs, Schema.load(schema)) if schema else logs), None
+
+    def erased(self) -> pl.DataFrame:
+        """Nobody: who prepares the logs leaves them out."""
+        return pl.DataFrame(schema=ERASURE)
 
 
 @dataclass(frozen=True)
@@ -71,3 +83,6 @@ class Loop:
         path = schema or self.schema
         joined = join(Collected(self.folder), days.first, days.last, self.rules, path)
         return joined.logs, joined.tally
+
+    def erased(self) -> pl.DataFrame:
+        return Collected(self.folder).erased().select(list(ERASURE))

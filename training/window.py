@@ -1,8 +1,8 @@
 """The window: the days whose impressions are trained on, and how time splits them.
 
 The oldest impressions train; of the newest the older half stops and calibrates the training
-(validation), the newer half is what the gate looks at (test). What lies before the window is seen
-as history only, what comes after it not at all.
+(validation), the newer half is what the gate looks at (test), as far as the current version has not
+learnt from it. What lies before the window is seen as history only, what comes after it not at all.
 """
 
 from __future__ import annotations
@@ -71,6 +71,29 @@ def cut(logs: Logs, window: Window, share: float, skipped: Collection[date] = ()
         *(pl.when("#shown").then(pl.col(task)).alias(task) for task in logs.schema.tasks),
     )
     return replace(logs, events=events.filter(pl.col("#shown") | behaviour).drop("#shown"))
+
+
+def hold_out(logs: Logs, since: int) -> Logs:
+    """The same logs, but only impressions with a ts from ``since`` on are for the gate; what is
+    older validates."""
+    learnt = (pl.col("split") == "test") & (pl.col("ts") < since)
+    split = pl.when(learnt).then(pl.lit("validation")).otherwise("split").alias("split")
+    return replace(logs, events=logs.events.with_columns(split))
+
+
+def learnt_until(logs: Logs) -> int:
+    """The first ms since 1970 that is behind all impressions that train and validate."""
+    learnt = logs.events.filter(pl.col("split").is_in(["train", "validation"]))["ts"]
+    return (max(learnt.sort().tail(1), default=-1) + 1) * _ms(logs.schema)
+
+
+def from_ms(ms: int, schema: Schema) -> int:
+    """The first ts that is not before some ms since 1970."""
+    return -(-ms // _ms(schema))
+
+
+def _ms(schema: Schema) -> int:
+    return PER_DAY["ms"] // PER_DAY[schema.ts_unit]
 
 
 def digest(logs: Logs) -> str:

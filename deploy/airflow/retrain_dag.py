@@ -1,8 +1,9 @@
 """An example of an Airflow DAG (2.8 or newer): retrain every night, on the week that just ended.
 
-A day's run names its window, so clearing or backfilling it is safe: what was done is not done
-again. A refusal by the gate and nothing new are shown as skipped; a run that failed is tried again
-and goes on where it stopped.
+A day's run names its window, so clearing it is safe: what was done is not done again. A run of
+days that the current version has learnt from publishes nothing, so a backfill is skipped as soon as
+a newer day is served; let days run in their order. A refusal by the gate and nothing new are shown
+as skipped; a run that failed is tried again and goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,10 @@ class UnpublishedError(LabelError):
 
 class PinnedError(LabelError):
     """The stable version is pinned: it is changed by nothing but `pin` and `unpin`."""
+
+
+class MovedError(LabelError):
+    """Another version has become stable than the caller had looked at."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,17 @@ class LabelFile:
         """The labels now. Raises `LabelError`."""
         return read(self.path)
 
-    def promote(self, version: int, why: str = "") -> Labels:
-        """Make a version the stable one, and remember the one before. Raises `PinnedError`."""
+    def promote(
+        self, version: int, why: str = "", over: Collection[int | None] | None = None
+    ) -> Labels:
+        """Make a version the stable one, and remember the one before. Raises `PinnedError`.
+
+        ``over``: one of these is expected to be the stable version now; else raises `MovedError`.
+        """
         self._published(version)
 
         def step(labels: Labels) -> Labels:
+            _over(labels, over)
             return _unpinned(self._settled(labels, version)).with_stable(version)
 
         return self._change(step, why)
@@ -200,14 +210,22 @@ class LabelFile:
 
         return self._change(step, why)
 
-    def start_canary(self, version: int, share: float, why: str = "") -> Labels:
+    def start_canary(
+        self,
+        version: int,
+        share: float,
+        why: str = "",
+        over: Collection[int | None] | None = None,
+    ) -> Labels:
         """Give a version that is not stable a share of the traffic, 0 to 1; also changes the share.
 
-        Where no version is stable, the newest other one becomes it. Raises `PinnedError`.
+        Where no version is stable, the newest other one becomes it. Raises `PinnedError`, and
+        `MovedError` as `promote` does.
         """
         self._published(version)
 
         def step(labels: Labels) -> Labels:
+            _over(labels, over)
             found = self._settled(_unpinned(labels), version)
             return replace(found, canary=version, canary_share=share)
 
@@ -322,6 +340,11 @@ def _unpinned(labels: Labels) -> Labels:
     if labels.pinned:
         raise PinnedError(f"version {labels.stable} is pinned; unpin it first")
     return labels
+
+
+def _over(labels: Labels, expected: Collection[int | None] | None) -> None:
+    if expected is not None and labels.stable not in expected:
+        raise MovedError(f"version {_said(labels.stable)} has become the stable one since")
 
 
 def _difference(before: Labels, after: Labels) -> str:

@@ -19,6 +19,7 @@ from model.contract.labels import (
     LabelError,
     LabelFile,
     Labels,
+    MovedError,
     PinnedError,
     read,
 )
@@ -124,6 +125,23 @@ def test_a_rollback_to_another_version_than_expected_is_refused(file: LabelFile)
     with pytest.raises(LabelError, match="the labels have changed"):
         file.rollback(to=5)
     assert file.rollback(to=2).stable == 2
+
+
+def test_a_change_over_another_version_than_expected_is_refused(file: LabelFile) -> None:
+    """Who retrained looks at the labels long before it changes them; None is no stable version."""
+    file.promote(1, over=(None,))
+    file.promote(2)
+    before = file.read()
+    with pytest.raises(MovedError, match="version 2 has become the stable one since"):
+        file.promote(3, over=(None, 1))
+    with pytest.raises(MovedError):
+        file.start_canary(3, 0.1, over=(1,))
+    assert file.read() == before
+    assert file.start_canary(3, 0.1, over=(2,)).canary == 3
+    assert file.promote(3, over=(1, 2)).stable == 3
+    file.follow()
+    with pytest.raises(MovedError, match="version none has become"):
+        file.promote(3, over=(3,))
 
 
 def test_a_pinned_version_stays(file: LabelFile) -> None:

@@ -118,6 +118,63 @@ def test_calibration_has_a_band(factor: float, passes: bool) -> None:
     assert passes or verdict.reasons[0].startswith("calibration: mean predicted / observed is ")
 
 
+@pytest.mark.parametrize("against", [True, False])
+@pytest.mark.parametrize(
+    ("users", "factor", "interval", "status"),
+    [
+        (2000, 1.07, "reaches out", "passed"),
+        (2000, 1.12, "reaches in", "too_few"),
+        (2000, 0.88, "reaches in", "too_few"),
+        (2000, 1.3, "is outside", "refused"),
+        (150, 1.0, "is wider", "too_few"),
+        (150, 1.2, "is wider", "too_few"),
+        (150, 1.263, "reaches in", "too_few"),
+    ],
+)
+def test_calibration_that_cant_be_told_is_not_passed(
+    users: int, factor: float, interval: str, status: str, against: bool
+) -> None:
+    """A value outside the band never passes, nor one whose interval is wider than the band; also
+    where there is no current version, and where the current one is as wrong."""
+    user = np.repeat(np.arange(users), 10)
+    draw = np.random.default_rng(0)
+    logit = np.log(0.03 / 0.97) + draw.normal(0, 1.5, len(user))
+    label = (draw.random(len(user)) < sigmoid(logit)).astype(np.float64)
+    score = sigmoid(logit)
+    score *= factor * label.mean() / score.mean()
+    verdict = judged(Evidence(user, label, score, score if against else None))
+    assert verdict.overall is not None
+    ratio = verdict.overall.candidate["calibration"]
+    assert ratio.value == pytest.approx(factor)
+    wide = ratio.high - ratio.low > 0.2
+    outside = ratio.low > 1.1 or ratio.high < 0.9
+    reaches = {
+        "reaches out": not wide and (ratio.low < 0.9 or ratio.high > 1.1),
+        "reaches in": not outside,
+        "is wider": wide and not outside,
+        "is outside": outside,
+    }
+    assert reaches[interval], ratio
+    assert verdict.status == status
+    assert all("mean predicted / observed" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize(("factor", "refused"), [(1.1, False), (1.5, True), (0.6, True)])
+def test_a_slice_is_calibrated_too(factor: float, refused: bool) -> None:
+    """In a wider band; it refuses a first version, and one that is no worse than the current."""
+    found = evidence(40_000)
+    part = np.arange(40_000) < 1000
+    score = np.where(part, found.candidate * factor, found.candidate)
+    for current in (None, score):
+        off = replace(found, candidate=score, current=current, slices={"new users": part})
+        assert judged(replace(off, slices={})).passed
+        verdict = judged(off)
+        assert verdict.status == ("refused" if refused else "passed")
+        start = "new users: mean predicted / observed is "
+        assert [reason.startswith(start) for reason in verdict.reasons] == [True] * refused
+        assert judged(off, slice_calibration_low=0.5, slice_calibration_high=2).passed
+
+
 def test_a_slice_that_collapses_is_refused() -> None:
     """Though over all impressions nothing can be seen; a small one is not looked at."""
     found = evidence(40_000)

@@ -46,11 +46,21 @@ def test_a_ratio_outside_the_band_is_seen(truth: float, said: float, broken: boo
 
 
 def test_too_little_is_not_judged() -> None:
-    """Neither few impressions nor few expected clicks, however bad they look."""
+    """Neither few impressions nor few clicks, expected or seen, however bad they look."""
     assert judge(impressions(999, 0.0, 0.5), BAND).broken is None
     assert judge(impressions(2000, 0.0, 0.0149), BAND).broken is None
     assert judge(impressions(1000, 0.0, 0.5), BAND).broken is True
+    assert judge(impressions(2000, 0.01, 0.0001), BAND).clicks < 30
+    assert judge(impressions(2000, 0.01, 0.0001), BAND).broken is None
     assert judge(impressions(1, 0.0, 0.5).clear(), BAND).broken is None
+
+
+@pytest.mark.parametrize("said", [0.0, 0.0001, 0.0014])
+def test_a_canary_that_predicts_far_too_low_is_off(said: float) -> None:
+    """Though it expects fewer clicks than it takes to judge: those that are seen are enough."""
+    verdict = judge(impressions(20_000, 0.05, said), BAND)
+    assert verdict.expected < BAND.clicks < verdict.clicks
+    assert verdict.broken is True
 
 
 def test_an_interval_that_reaches_into_the_band_is_no_proof() -> None:

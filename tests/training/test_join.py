@@ -23,6 +23,7 @@ from training.collected import Collected
 from training.dataset import build, learn_encoder
 from training.join import Joined, Rules, join, to_logs
 from training.logs import Logs, LogsError
+from training.window import digest
 
 DAY = date(2023, 11, 15)
 LATE = "whose history has older behaviours that came after the score"
@@ -214,6 +215,23 @@ def test_the_newest_profile_stands_for_the_user(live: Live, tmp_path: Path) -> N
     users = {row["user_id"]: (row["gender"], row["income"]) for row in found.logs.users.to_dicts()}
     assert users == {"u0": ("M", None), "u9": ("M", None), "fresh": (None, None)}
     assert found.tally.notes["of another profile than the user's newest, which stands in"] == 1
+
+
+def test_a_profile_from_after_these_days_is_not_seen(live: Live, tmp_path: Path) -> None:
+    """A score of the next day changes neither the data nor its digest; one on the last day of them
+    does."""
+    live.score("r", "u0", ["i1"], MORNING, profile={"gender": "F"})
+    live.event("u0", "i1", "impression", MORNING, "r")
+    before = joined(live, tmp_path).logs
+    live.score("later", "u0", ["i1"], MORNING + 86_400, profile={"gender": "M", "income": 99.0})
+    after = joined(live, tmp_path).logs
+    assert after.users.equals(before.users)
+    assert digest(after) == digest(before)
+    assert before.users.filter(user_id="u0")["gender"].item() == "F"
+    live.score("that evening", "u0", ["i1"], MORNING + 86_399, profile={"gender": "X"})
+    changed = joined(live, tmp_path).logs
+    assert changed.users.filter(user_id="u0")["gender"].item() == "X"
+    assert digest(changed) != digest(before)
 
 
 def test_nothing_is_left_of_a_user_who_was_erased(live: Live, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ import pytest
 
 from model.contract.bundle import Bundle
 from model.contract.labels import LabelFile
+from model.contract.log import Erased
 from model.contract.repository import Repository
 from tests.support import ROOT
 from tests.training import days
+from tests.training.collecting import collect
 from training import record, retrain
 from training.gate import Rules
 from training.join import Rules as Joining
 from training.lease import Lease, LeaseError
 from training.logs import Logs
-from training.retrain import Order, OrderError, Outcome
+from training.retrain import ErasedError, Order, OrderError, Outcome
 from training.source import Loop, Prepared
 
 SMALL = ("dim=4", "head=[8]", "attention=[6]", "size=256", "epochs=1", "evaluations=2")
@@ -35,6 +38,7 @@ SMALL = ("dim=4", "head=[8]", "attention=[6]", "size=256", "epochs=1", "evaluati
 EASY = Rules(
     impressions=100, positives=20, ranking=0.2, log_loss=0.5, calibration_low=0.5, drop=0.4,
     calibration_high=2.0, slice_ranking=0.5, slice_log_loss=2.0,
+    slice_calibration_low=0.3, slice_calibration_high=3.0,
 )  # fmt: skip
 
 
@@ -133,6 +137,45 @@ def test_late_clicks_are_something_new(after: Path, logs: Logs) -> None:
     assert other.status == "would_publish"
     jobs = {opened(after, 1).manifest["lineage"]["retrain"]["job"], one.job, other.job}
     assert len(jobs) == 3
+
+
+def test_days_that_the_current_version_has_learnt_from_are_not_judged_by(
+    after: Path, logs: Logs
+) -> None:
+    """An older window is nothing new, whatever it starts from, and nothing is trained; of one that
+    ends with the same day, only what was held out then counts."""
+    asked = {"days": 3, "cold": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.retrain.train", None)
+        before = content(after)
+        for more in ({}, {"cold": False}, {"again": True}):
+            outcome = retrain.retrain(order(after, 2, **{**asked, **more}), silent)
+            assert (outcome.status, outcome.version) == ("nothing_new", None)
+            assert outcome.reasons == (
+                "these days are not newer than what version 1 has learnt from",
+            )
+        assert content(after) == before
+        few = order(after, 3, **asked, validation=0.5, rules=replace(EASY, impressions=1201))
+        outcome = retrain.retrain(few, silent)
+        # Of the newest quarter of the last 3 days, 1,800, version 1 had 1,200 for its gate.
+        assert outcome.status == "refused"
+        assert outcome.reasons[0].startswith("too few impressions to tell: 1,200, ")
+        assert outcome.reasons[0].endswith("; version 1 has learnt from 600 more")
+    enough = order(after, 3, **asked, validation=0.5, again=True, dry_run=True)
+    outcome = retrain.retrain(enough, silent)
+    assert outcome.status == "would_publish"
+    assert outcome.report is not None
+    report = json.loads((outcome.report / "report.json").read_bytes())
+    assert report["impressions"] == {"train": 3600, "validation": 2400, "test": 1200}
+    assert outcome.metrics["impressions"] == 1200
+
+
+def test_a_version_says_until_when_it_has_learnt(first: tuple[Path, Outcome], logs: Logs) -> None:
+    """That is where the impressions that it was judged on begin, or just before."""
+    folder, _ = first
+    (version,) = record.versions(repository(folder))
+    shown = days.until(logs, 3).events.filter(pl.col("split").is_not_null())["ts"].sort()
+    assert shown[14 * 600 - 1] * 1000 < version.learnt_until <= shown[14 * 600] * 1000
 
 
 def test_the_next_day_goes_on_from_the_current_version(after: Path, logs: Logs) -> None:
@@ -318,6 +361,28 @@ def test_where_a_version_is_pinned_the_new_one_has_no_label(after: Path, logs: L
     assert LabelFile(repository(after), "").read().stable == 1
 
 
+@pytest.mark.parametrize("canary", [None, 0.2])
+def test_who_changes_what_is_stable_meanwhile_is_not_overruled(
+    after: Path, logs: Logs, canary: float | None
+) -> None:
+    """The new version is published without a label, and the outcome says why."""
+    days.until(logs, 4).write(after / "data")
+    folder, labels = repository(after).folder, LabelFile(repository(after), "operator")
+    shutil.copytree(folder / "1", folder / "2")
+    labels.promote(2)
+
+    def roll_back(stage: str, *_: object) -> None:
+        if stage == "compare":
+            labels.rollback("2 is bad")
+
+    outcome = retrain.retrain(order(after, 4, canary=canary), roll_back)
+    assert (outcome.status, outcome.current) == ("published", 2)
+    assert (outcome.version, outcome.label) == (3, "none")
+    assert outcome.reasons == ("version 3 has no label: version 1 has become the stable one since",)
+    now = labels.read()
+    assert (now.stable, now.canary, now.changes[-1].why) == (1, None, "2 is bad")
+
+
 def test_a_new_schema_goes_on_from_the_old_one(after: Path, logs: Logs) -> None:
     """A field more: what was learnt is carried, the current version is judged by its own schema."""
     until = days.until(logs, 4)
@@ -355,6 +420,30 @@ def test_collected_logs_become_a_version(logs: Logs, tmp_path: Path) -> None:
     assert report["joined"]["kept"] == (3 * 4 - 1) * 600
     page = (outcome.report / "report.html").read_text()
     assert "<td>too new</td>" in page
+
+
+def test_who_is_erased_while_it_trains_is_not_published(logs: Logs, tmp_path: Path) -> None:
+    """It fails and leaves nothing of the training behind; the next one is without the user. Who is
+    not in these logs is no matter."""
+    days.collected(days.until(logs, 2), tmp_path / "logs")
+    asked = replace(order(tmp_path, 2, days=3), source=Loop(tmp_path / "logs", Joining()))
+    user, now = logs.users["user_id"][0], 4_000_000_000_000
+
+    def erase(who: str, stage: str, *_: object) -> None:
+        if stage == "compare":
+            collect(tmp_path / "logs", [Erased(who, now)])
+
+    with pytest.raises(ErasedError, match=r"^1 of the users were erased meanwhile") as told:
+        retrain.retrain(asked, partial(erase, user))
+    assert f" {user} " not in str(told.value)
+    assert repository(tmp_path).versions() == []
+    left = [path.name for path in (repository(tmp_path).folder / ".retrain").iterdir()]
+    assert left == ["lease.1"]
+    outcome = retrain.retrain(asked, partial(erase, "nobody"))
+    assert outcome.status == "published"
+    assert outcome.report is not None
+    report = json.loads((outcome.report / "report.json").read_bytes())
+    assert report["joined"]["kept"] == (3 * 4 - 1) * 590
 
 
 def test_days_without_impressions_are_nothing_new(after: Path) -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
+from model.contract.schema import Schema
 from tests.training import days
 from training import window
 from training.logs import Logs
-from training.window import Window, cut, digest
+from training.window import Window, cut, digest, from_ms, hold_out, learnt_until
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,27 @@ def test_splits_follow_one_another_in_time(logs: Logs) -> None:
     assert parts[0].max() < parts[1].min() <= parts[1].max() < parts[2].min()
     share = 1 - len(parts[0]) / sum(map(len, parts))
     assert 0.3 <= share < 0.3 + 1 / 16
+
+
+def test_only_newer_impressions_are_held_out(logs: Logs) -> None:
+    """Older ones of the test set validate; a time behind what was learnt changes nothing."""
+    found = cut(logs, Window(days.day(0), days.day(3)), 0.5)
+    test = found.events.filter(split="test")["ts"].unique().sort()
+    later = hold_out(found, test[1])
+    assert later.events.filter(split="test")["ts"].min() == test[1]
+    for split, count in (("train", 800), ("validation", 500), ("test", 300)):
+        assert len(later.events.filter(split=split)) == count
+    assert learnt_until(found) <= test[0] * 1000 < learnt_until(later) <= test[1] * 1000
+    same = hold_out(found, from_ms(learnt_until(found), found.schema))
+    assert digest(same) == digest(found)
+    in_ms = found.schema_text.replace('name = "synthetic"', 'name = "synthetic"\nts_unit = "ms"')
+    schema = Schema.parse(in_ms)
+    assert schema.ts_unit == "ms"
+    events = found.events.with_columns(pl.col("ts") * 1000 + 1)
+    until = learnt_until(replace(found, schema=schema, events=events))
+    assert learnt_until(found) - 1000 < until < learnt_until(found)
+    assert [from_ms(each, found.schema) for each in (0, 1, 1000, 1001)] == [0, 1, 1, 2]
+    assert from_ms(1001, schema) == 1001
 
 
 def test_a_skipped_day_only_makes_histories(logs: Logs) -> None:
