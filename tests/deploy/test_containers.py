@@ -13,7 +13,6 @@ import yaml
 
 from deploy.requirements import requirements
 from service.settings import Settings
-from service.worker import server_options
 from tests.deploy.compose_file import (
     COMPOSE,
     DOCKERFILE,
@@ -78,8 +77,8 @@ def test_what_is_copied_is_there_and_no_more_is_sent() -> None:
 @pytest.mark.parametrize(
     ("stage", "folders"),
     [
-        ("service-source", ("service", "model/contract", "terminal")),
-        ("training-source", ("service", "model", "terminal", "training")),
+        ("service-source", ("service", "model/contract", "store", "terminal")),
+        ("training-source", ("service", "model", "store", "terminal", "training")),
     ],
 )
 def test_an_image_has_all_that_its_code_imports(stage: str, folders: tuple[str, ...]) -> None:
@@ -167,7 +166,7 @@ def test_a_container_gets_no_more_than_it_needs(name: str) -> None:
 
 
 def test_what_runs_for_ever_has_a_health_check_and_time_to_end() -> None:
-    """The service's own is in its image; its grace is longer than it takes to drain."""
+    """The service's own is in its image; its container has more time than it takes itself."""
     for name in ("redis", "collector"):
         assert SERVICES[name]["healthcheck"]["test"]
     (check,) = (rest for word, rest in lineage("service") if word == "HEALTHCHECK")
@@ -177,7 +176,7 @@ def test_what_runs_for_ever_has_a_health_check_and_time_to_end() -> None:
     assert '"8000", "/readyz"' in check
     assert "DINSERVE_PORT=8000" in environment
     grace = int(SERVICES["service"]["stop_grace_period"].removesuffix("s"))
-    assert grace > 2 * server_options(Settings())["timeout_graceful_shutdown"]
+    assert grace > Settings().grace_seconds
 
 
 def test_the_service_waits_for_nothing_but_reads_only_what_is_written_for_it() -> None:
