@@ -78,8 +78,8 @@ def test_what_is_copied_is_there_and_no_more_is_sent() -> None:
 @pytest.mark.parametrize(
     ("stage", "folders"),
     [
-        ("service-source", ("service", "model/contract", "terminal")),
-        ("training-source", ("service", "model", "terminal", "training")),
+        ("service-source", ("service", "model/contract", "store", "terminal")),
+        ("training-source", ("service", "model", "store", "terminal", "training")),
     ],
 )
 def test_an_image_has_all_that_its_code_imports(stage: str, folders: tuple[str, ...]) -> None:
