@@ -57,7 +57,7 @@ def serve(
     """Serve POST /score, and take over newer versions of the model as they appear.
 
     Every option, and more, is also an environment variable: DINSERVE_REDIS_URL, DINSERVE_PORT,
-    DINSERVE_TIMEOUT_MS, ... (see service/settings.py).
+    DINSERVE_TIMEOUT_MS, ... (`python -m service settings` lists them).
     """
     from service.logs import log_as_json
 
@@ -191,6 +191,14 @@ def score(
         sys.stdout.write(answer.text + "\n")
     else:
         _print_ranking(body)
+
+
+@app.command()
+def settings() -> None:
+    """List every setting: its environment variable, default, unit and meaning, as Markdown."""
+    from service.settings_table import table
+
+    sys.stdout.write(table())
 
 
 def _served_schema(settings: Settings) -> Any:

@@ -1,7 +1,7 @@
 """The settings: everything that can be set from outside, and the only reader of the environment.
 
 Each field is the variable ``DINSERVE_<FIELD>`` (``runs_side_by_side`` is ``DINSERVE_RUNS``); the
-command line's options win over it.
+command line's options win over it. docs/settings.md lists them: `service.settings_table`.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def behind_tls(port: int, folder: Path) -> Iterator[tuple[int, Path]]:
         await asyncio.gather(relay(reader, downstream), relay(upstream, writer))
 
     async def serve(stop: asyncio.Event) -> None:
-        server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
+        server = await asyncio.start_server(accept, "0.0.0.0", 0, ssl=context)
         found.append(server.sockets[0].getsockname()[1])
         ready.set()
         await stop.wait()
