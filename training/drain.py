@@ -24,15 +24,16 @@ Tell = Callable[..., None]
 
 @dataclass(frozen=True)
 class Pace:
-    """Entries are written once there are so many ``rows``, or after ``every`` seconds. What
-    another consumer has held for ``claim_after`` seconds is taken over."""
+    """Entries are written once there are so many ``rows``, or ``bytes`` of payload, or after
+    ``every`` seconds. What another consumer has held for ``claim_after`` seconds is taken over."""
 
     rows: int = 10_000
     every: float = 30.0
     claim_after: float = 60.0
+    bytes: int = 64 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass
 class Drain:
     """From streams to files, for as long as ``stop`` is not set.
 
@@ -48,6 +49,7 @@ class Drain:
     written: Callable[[Written], None] = lambda written: None
     turn: Callable[[], None] = lambda: None
     _batch: list[Taken] = field(default_factory=list)
+    _bytes: int = 0
 
     def run(self) -> None:
         """Until stopped; then what was read is written. Waits for a Redis that is away."""
@@ -71,32 +73,35 @@ class Drain:
         """Write what is there now. Raises RedisError."""
         self._begin()
         before = self.streams.now()
-        while not self.stop.is_set():
-            found = self.streams.fresh()
-            self._add(found)
-            if all(taken.ms > before for taken in found):
-                break
+        later = False
+        while not later and not self.stop.is_set():
+            later = True
+            for found in self.streams.fresh():
+                later &= all(taken.ms > before for taken in found)
+                self._add(found)
         self._flush()
         self.turn()
         self.streams.leave()
 
     def _begin(self) -> None:
         """Join, and deal with what this consumer, or one that is gone, left pending."""
-        self._batch.clear()
+        self._clear()
         self.streams.join()
         self.streams.claim(round(self.pace.claim_after * 1000))
         self._write_pending()
 
     def _until_due(self) -> None:
-        """Read until a batch is to be written."""
-        due = time.monotonic() + self.pace.every
-        while len(self._batch) < self.pace.rows and not self.stop.is_set():
+        """Read until a batch was written or is due. All partitions have their turn before that."""
+        due, full = time.monotonic() + self.pace.every, False
+        while not full and not self.stop.is_set():
             left = due - time.monotonic()
             if left <= 0:
                 return
-            found = self.streams.fresh()
-            self._batch.extend(found)
-            if not found:
+            idle = True
+            for found in self.streams.fresh():
+                full |= self._add(found)
+                idle = False
+            if idle:
                 self.stop.wait(min(IDLE_SECONDS, left))
 
     def _take_over(self) -> None:
@@ -109,14 +114,22 @@ class Drain:
             self._add(found)
         self._flush()
 
-    def _add(self, found: list[Taken]) -> None:
+    def _add(self, found: list[Taken]) -> bool:
+        """Put entries to the batch; whether that was full, and is written."""
         self._batch.extend(found)
-        if len(self._batch) >= self.pace.rows:
+        self._bytes += sum(taken.size for taken in found)
+        full = len(self._batch) >= self.pace.rows or self._bytes >= self.pace.bytes
+        if full:
             self._flush()
+        return full
 
     def _flush(self) -> None:
         """Write the batch; only what is on disk is done."""
         if self._batch:
             self.written(self.writer.write(self._batch))
             self.streams.done(self._batch)
-            self._batch.clear()
+            self._clear()
+
+    def _clear(self) -> None:
+        self._batch.clear()
+        self._bytes = 0

@@ -80,6 +80,11 @@ class Taken:
         return int(self.entry.partition("-")[0])
 
     @property
+    def size(self) -> int:
+        """Bytes of its payload."""
+        return sum(map(len, self.fields.values())) if self.fields else 0
+
+    @property
     def place(self) -> tuple[int, str]:
         """Partition and padded entry: the order in which things happened to the store."""
         ms, _, number = self.entry.partition("-")

@@ -1,7 +1,8 @@
 """The streams of the log, read as a consumer of the group "collect".
 
 What was read stays pending, for whoever asks next, until it is said to be done; then it goes from
-the stream. One round trip asks all partitions that one Redis holds, each with a command of its own.
+the stream. A round trip asks several partitions that one Redis holds, each with a command of its
+own; so few of them, and for so few entries, that an answer fits into memory.
 """
 
 from __future__ import annotations
@@ -24,9 +25,14 @@ KEPT_SECONDS = 90 * 24 * 3600
 """Time to live of a stream that is made here; the service sets its own with each entry."""
 
 
-@dataclass(frozen=True)
+SIDE_BY_SIDE = 8  # partitions that are read in one round trip
+_GROUPS = [range(at, at + SIDE_BY_SIDE) for at in range(0, PARTITIONS, SIDE_BY_SIDE)]
+
+
+@dataclass
 class Streams:
-    """The partitions' streams for one consumer; at most ``count`` entries of each at a time.
+    """The partitions' streams for one consumer; at most ``count`` entries of each at a time, and
+    fewer where ``room`` bytes would not hold as many of the largest that was seen.
 
     Everything raises RedisError; `join` and `pending` then make good what was under way.
     """
@@ -35,6 +41,8 @@ class Streams:
     prefix: str
     consumer: str
     count: int = 100
+    room: int = 64 * 2**20
+    _largest: int = 1
 
     def join(self) -> None:
         """Have the group on every stream, from its first entry on."""
@@ -53,13 +61,13 @@ class Streams:
 
     def claim(self, idle_ms: int) -> int:
         """Take over what others have left pending for that long; how many entries."""
-        claimed = 0
+        claimed, count = 0, max(1, self.count // SIDE_BY_SIDE)  # the entries are answered too
         starts: dict[str, Any] = dict.fromkeys(self._keys(), b"0-0")
         while starts:
             answers = self._each(
                 lambda pipeline, key: pipeline.xautoclaim(
                     *(key, GROUP, self.consumer, idle_ms, starts[key]),  # noqa: B023  called at once
-                    count=self.count,
+                    count=count,
                     justid=False,
                 ),
                 list(starts),
@@ -71,16 +79,20 @@ class Streams:
 
     def pending(self) -> Iterator[list[Taken]]:
         """What this consumer was given before and has not done, some at a time."""
-        after = dict.fromkeys(range(PARTITIONS), "0")
-        while after:
-            found = self._read(after)
-            after = {taken.partition: taken.entry for taken in found}
-            if found:
-                yield found
+        for partitions in _GROUPS:
+            after = dict.fromkeys(partitions, "0")
+            while after:
+                found = self._read(after)
+                after = {taken.partition: taken.entry for taken in found}
+                if found:
+                    yield found
 
-    def fresh(self) -> list[Taken]:
-        """What no consumer was given yet; nothing is waited for."""
-        return self._read(dict.fromkeys(range(PARTITIONS), ">"))
+    def fresh(self) -> Iterator[list[Taken]]:
+        """What no consumer was given yet, once around all partitions, some at a time; nothing is
+        waited for."""
+        for partitions in _GROUPS:
+            if found := self._read(dict.fromkeys(partitions, ">")):
+                yield found
 
     def done(self, entries: Sequence[Taken]) -> None:
         """Have entries neither pending nor in their streams."""
@@ -118,19 +130,23 @@ class Streams:
         )
 
     def _read(self, after: Mapping[int, str]) -> list[Taken]:
+        fitting = self.room // (SIDE_BY_SIDE * self._largest)
+        count = max(1, min(self.count, fitting))
         asked = {log_key(self.prefix, partition): last for partition, last in after.items()}
         answers = self._each(
             lambda pipeline, key: pipeline.xreadgroup(
-                GROUP, self.consumer, {key: asked[key]}, count=self.count
+                GROUP, self.consumer, {key: asked[key]}, count=count
             ),
             list(asked),
         )
-        return [
+        found = [
             Taken(partition, entry.decode(), fields)
             for partition, answer in zip(after, answers, strict=True)
             for _, entries in answer
             for entry, fields in entries
         ]
+        self._largest = max([self._largest, *(taken.size for taken in found)])
+        return found
 
     def _each(
         self,

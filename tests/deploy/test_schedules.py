@@ -117,6 +117,28 @@ def test_nights_follow_one_another_whatever_comes_of_them(tmp_path: Path) -> Non
         assert log.read_text() == night * 3
 
 
+def test_a_stop_reaches_the_job_and_waits_for_it(tmp_path: Path) -> None:
+    """Which releases its lease before the loop ends."""
+    log, began = tmp_path / "log", tmp_path / "began"
+    os.mkfifo(began)
+    program = stub(tmp_path, "sleep", "exit 0")
+    # As the job does: it is told, cleans up, and ends.
+    body = f"trap 'echo released >> {log}; exit 1' TERM; echo > {began}; while :; do read _; done"
+    stub(
+        tmp_path, "python", f"exec 3<>{tmp_path / 'never'}; {body.replace('read _', 'read _ <&3')}"
+    )
+    os.mkfifo(tmp_path / "never")
+    process = subprocess.Popen(["/bin/sh", str(NIGHTLY)], env=program)
+    try:
+        began.read_text()  # waits for the job
+        process.terminate()
+        assert process.wait(60) == 0
+        assert log.read_text() == "released\n"
+    finally:
+        process.kill()
+        process.wait()
+
+
 def stub(folder: Path, name: str, script: str) -> dict[str, str]:
     """A program of that name, before all others in the environment that is returned."""
     path = folder / name

@@ -29,6 +29,7 @@ from tests.training.entries import (
     collect_until_killed,
     erasure,
     event,
+    fields,
     folder_of_logs,
     gather,
     on_disk,
@@ -38,6 +39,7 @@ from tests.training.entries import (
 from training.collect import CollectError, Source
 from training.collected import Collected, Writer, Written
 from training.drain import Drain, Pace
+from training.entries import Taken
 from training.files import Files
 from training.streams import GROUP, Streams
 
@@ -160,7 +162,7 @@ def test_what_another_collector_holds_is_left_to_it_for_a_while(
     add(client, event("u"))
     other = Streams(clients, "din", "other")
     other.join()
-    assert len(other.fresh()) == 1
+    assert len(list(other.fresh())) == 1
     once(server, logs, pace=Pace(claim_after=3600))
     assert on_disk(logs, "events").is_empty()
     once(server, logs, pace=Pace(claim_after=0))
@@ -174,7 +176,7 @@ def test_an_entry_that_was_erased_while_it_was_pending_is_let_go(
     add(client, event("u", "gone"), event("u", "kept"))
     for consumer in ("c", "other"):
         Streams(clients, "din", consumer, count=1).join()
-        Streams(clients, "din", consumer, count=1).fresh()
+        list(Streams(clients, "din", consumer, count=1).fresh())
     [key] = [key for key in client.scan_iter() if client.xlen(key)]
     client.xdel(key, client.xrange(key)[0][0])
     once(server, logs)
@@ -190,7 +192,7 @@ def test_more_than_fits_a_batch_is_collected(
     for consumer in ("c", "other"):
         streams = Streams(clients, "din", consumer, count=50)
         streams.join()
-        assert len(streams.fresh()) == 50
+        assert sum(map(len, streams.fresh())) == 50
     stop, batches = threading.Event(), list[Written]()
     with Files(logs).alone():
         drain = Drain(
@@ -205,6 +207,36 @@ def test_more_than_fits_a_batch_is_collected(
     assert items(on_disk(logs, "events")) == sorted(f"i{n}" for n in range(150))
     sizes = [len(each.new["events"]) for each in batches]
     assert max(sizes) < 20 + 7
+    assert waiting(client) == pending(client) == 0
+
+
+def test_large_entries_make_smaller_batches(
+    client: redis.Redis, clients: Clients, logs: Path
+) -> None:
+    """A batch is full by its bytes too; once their size is known as few are asked for as fit."""
+    items = [f"i{n}" for n in range(2000)]
+    add(client, *(score("u", f"r{n}", items) for n in range(30)))
+    add(client, event("u"))
+    size = Taken(0, "1-0", fields(score("u", "r10", items))).size
+    streams, batches = Streams(clients, "din", "c", room=8 * 3 * size), list[Written]()
+    streams.join()
+    streams.count = 4
+    assert sum(map(len, streams.fresh())) == 4
+    streams.count = 100
+    assert sum(map(len, streams.fresh())) == 3
+    with Files(logs).alone():
+        drain = Drain(
+            streams=streams,
+            writer=Writer(Files(logs), "s"),
+            pace=Pace(bytes=5 * size, claim_after=0),
+            stop=threading.Event(),
+            tell=lambda *_, **__: None,
+            written=batches.append,
+        )
+        drain.once()
+    assert len(on_disk(logs, "scores")) == 30
+    assert len(on_disk(logs, "events")) == 1
+    assert max(len(each.new["scores"]) for each in batches) == 6
     assert waiting(client) == pending(client) == 0
 
 
