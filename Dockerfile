@@ -53,6 +53,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM base AS service-source
 COPY model/__init__.py model/
 COPY model/contract model/contract
+COPY mirror mirror
 COPY terminal terminal
 COPY service service
 COPY deploy/healthy.py deploy/
