@@ -54,6 +54,7 @@ FROM base AS service-source
 COPY model/__init__.py model/
 COPY model/contract model/contract
 COPY store store
+COPY mirror mirror
 COPY terminal terminal
 COPY service service
 COPY deploy/healthy.py deploy/

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -32,6 +33,9 @@ from service.traces import Traced, Traces
 from service.trial import Trial
 from service.verify import OpenEngine
 
+if TYPE_CHECKING:
+    from service.mirrored import Mirrored
+
 _FRESH_SECONDS = 1.0
 _LAYOUTS_SECONDS = 1.0
 _DAY_MS = 86_400_000
@@ -46,8 +50,8 @@ def create_app(
     hold: Callable[[], bool] | None = None,
     drain: Drain | None = None,
 ) -> FastAPI:
-    """The service as an ASGI application. Raises `EngineError` for a provider that is not there
-    and `TracesError` where traces are wanted and can't be sent.
+    """The service as an ASGI application. Raises `EngineError` for a provider that is not there,
+    `TracesError` where traces are wanted and can't be sent, and `MirrorError`.
 
     ``open_engine`` opens a graph; by default in onnxruntime on the settings' provider.
     ``telemetry`` is given by one of several workers, and with it ``hold``: the application starts
@@ -70,6 +74,7 @@ def create_app(
         trial=Trial(settings.canary_band, settings.canary_requests),
         max_bytes=settings.max_bundle_bytes,
     )
+    mirrored = _mirrored(settings, telemetry)
     breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
     telemetry.follow(telemetry.breaker_open, lambda: breaker.open)
     for reason in (HISTORY_UNAVAILABLE, PROFILE_UNAVAILABLE):
@@ -132,7 +137,15 @@ def create_app(
             "provider %s, %d threads, %d runs, %d cores",
             *(provider, settings.threads, batcher.workers, cores()),
         )
-        async with traces or nullcontext(), store, events, score_log, batcher, shadow:
+        async with (
+            traces or nullcontext(),
+            mirrored or nullcontext(),
+            store,
+            events,
+            score_log,
+            batcher,
+            shadow,
+        ):
             await store.learn_layouts()
             if hold is not None:
                 await registry.renew()
@@ -167,3 +180,19 @@ def create_app(
         app.add_middleware(Traced, traces=traces)
     app.router.routes[:0] = score_routes(settings, scorer, telemetry)  # the first to be looked at
     return app
+
+
+def _mirrored(settings: Settings, telemetry: Telemetry) -> Mirrored | None:
+    """What brings the repository here, where it is elsewhere. Raises `MirrorError`."""
+    if settings.mirror is None:
+        return None
+    from service.mirrored import Mirrored  # fsspec comes with an extra
+
+    return Mirrored(
+        settings.mirror,
+        settings.repository,
+        settings.name,
+        every=settings.poll_seconds,
+        max_bytes=settings.max_bundle_bytes,
+        telemetry=telemetry,
+    )

@@ -25,6 +25,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DINSERVE_", frozen=True, populate_by_name=True)
 
     repository: Path = Field(Path("var/repository"), description="folder of published models")
+    mirror: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9+]+://",
+        description="URL of a repository on an object store, of which that folder is then a copy",
+    )
     name: str | None = Field(None, description="the model to serve; not needed if it is the only")
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0", description="the store: one Redis, Sentinels or a cluster"

@@ -42,7 +42,7 @@ class Telemetry:
     With a ``folder`` they are those of all the workers that share it. `shared.join` comes first.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None) -> None:  # noqa: PLR0915 (a line per metric)
         self._followed: list[tuple[Gauge, Callable[[], float]]] = []
         registry = CollectorRegistry()
         if folder is None:
@@ -94,6 +94,12 @@ class Telemetry:
         self.swaps = counter("model_swaps_total", "Versions taken into service")
         self.refused = counter(
             "model_versions_refused_total", "Versions found bad", "model", "reason"
+        )
+        self.mirror_failures = counter(
+            "mirror_failures_total", "Looks at the object store that failed"
+        )
+        self.mirrored = gauge(
+            "mirror_last_success_timestamp_seconds", "When the last one did not", merge="livemax"
         )
         beside = ("model", "label")
         self.beside = gauge("label_version", "Canary or shadow, 0: none", *beside, merge="livemax")

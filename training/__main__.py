@@ -1,5 +1,5 @@
-"""The offline job's commands: prepare, fit, evaluate, export, each of which reads what the last one
-left. Those of the closed loop are in `training.loop_commands`.
+"""The offline job's commands: prepare, fit, evaluate, export, push, each of which reads what the
+last one left. Those of the closed loop are in `training.loop_commands`.
 """
 
 from __future__ import annotations
@@ -173,6 +173,22 @@ def export(
     )
 
 
+@app.command()
+def push(
+    to: Annotated[str, typer.Option(help="URL of the store's folder: s3://, gs://, file://, ...")],
+    repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("var/repository"),
+    name: Annotated[str | None, typer.Option(help="Default: the model published last.")] = None,
+) -> None:
+    """Take new versions and the labels to an object store, which services mirror."""
+    from mirror.remote import Remote
+    from model.contract.repository import Repository
+
+    found = Repository.find(repository, name)
+    taken = Remote(to).push(found)
+    versions = ", ".join(map(str, taken)) or "none is new"
+    console.print(f"{found.name}: versions {versions}; the labels are there", soft_wrap=True)
+
+
 loop_commands.add_to(app)
 
 
@@ -189,6 +205,7 @@ def main() -> None:
 
 def _expected() -> tuple[type[Exception], ...]:
     """What a command may raise; imported only when needed, since half of it brings torch."""
+    from mirror.remote import MirrorError
     from model.contract.bundle import BundleError
     from model.contract.encode import FieldError
     from model.contract.labels import LabelError
@@ -213,6 +230,7 @@ def _expected() -> tuple[type[Exception], ...]:
         LabelError,
         LeaseError,
         LogsError,
+        MirrorError,
         OSError,
         OrderError,
         ParityError,

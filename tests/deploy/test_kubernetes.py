@@ -19,7 +19,7 @@ from tests.support import ROOT
 from tests.training.test_job import command
 
 FOLDER = ROOT / "deploy/kubernetes"
-OVERLAYS = ("cpu", "gpu")
+OVERLAYS = ("cpu", "gpu", "objects")
 OLDEST, NEWEST = "1.30", "1.37"  # the first with a preStop that sleeps
 Manifest = dict[str, Any]
 
@@ -160,6 +160,8 @@ def test_settings_are_the_service_s(built: list[Manifest], monkeypatch: pytest.M
     assert [port["containerPort"] for port in container["ports"]] == [settings.port]
     [mount] = [each for each in container["volumeMounts"] if each["name"] == "repository"]
     assert mount["mountPath"] == str(settings.repository)
+    # Seen read-only where it is shared, written where it is a copy of an object store.
+    assert mount.get("readOnly", False) == (settings.mirror is None)
     assert settings.workers == 1 or settings.provider != "cuda"
     on_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
     assert on_gpu == (settings.provider == "cuda") == ("gpu" in container["image"])
