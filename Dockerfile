@@ -54,6 +54,7 @@ FROM base AS service-source
 COPY model/__init__.py model/
 COPY model/contract model/contract
 COPY mirror mirror
+COPY store store
 COPY terminal terminal
 COPY service service
 COPY deploy/healthy.py deploy/
