@@ -194,18 +194,12 @@ def test_probes_ask_what_the_service_answers(built: list[Manifest]) -> None:
 
 
 def test_the_end_has_time(built: list[Manifest]) -> None:
-    """The grace is longer than the pause before the end and the last requests."""
+    """Kubernetes waits longer than the pause before the end and the service's own grace."""
     pod = one(built, "Deployment")["spec"]["template"]["spec"]
     [container] = pod["containers"]
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pause > 0
-    assert pod["terminationGracePeriodSeconds"] > pause + last_requests_seconds()
-
-
-def last_requests_seconds() -> float:
-    from service.worker import server_options
-
-    return float(server_options(Settings())["timeout_graceful_shutdown"])
+    assert pod["terminationGracePeriodSeconds"] > pause + Settings().grace_seconds
 
 
 def test_it_scales_by_a_metric_that_is_there(built: list[Manifest]) -> None:
