@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from store.url import StoreUrl, StoreUrlError
@@ -99,6 +99,7 @@ def test_what_is_wrong_with_a_url_is_said_without_it(url: str) -> None:
     assert str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.sampled_from(["redis", "rediss+sentinel", "redis+cluster", "unix"]))
 def test_any_text_is_a_url_or_an_error(text: str, scheme: str) -> None:
     """No text fails in another way."""
