@@ -20,9 +20,9 @@ WORKDIR /app
 FROM base AS lists
 COPY pyproject.toml deploy/requirements.py ./
 RUN mkdir /lists \
- && python requirements.py service cpu traces > /lists/service.txt \
- && python requirements.py service gpu cuda traces > /lists/service-gpu.txt \
- && python requirements.py training load service cpu > /lists/training.txt
+ && python requirements.py service cpu traces objects > /lists/service.txt \
+ && python requirements.py service gpu cuda traces objects > /lists/service-gpu.txt \
+ && python requirements.py training load service cpu objects > /lists/training.txt
 
 # Wheels only: there is no compiler here. pip stays outside of what it installs.
 FROM base AS installer
