@@ -18,7 +18,7 @@ import os
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,10 +76,16 @@ class Steps:
 
 def main() -> int:
     """Run the demo; 0, or 1 when a step failed."""
+    var = Path(os.environ.get("DEMO_VAR") or ROOT / "var").resolve()
+    return told(lambda console: demo(console, var))
+
+
+def told(demo: Callable[[Console], dict[str, Any]]) -> int:
+    """Run a demo to its end and print what it measured; its exit status."""
     interruptible()
     console = Console(highlight=False)
     try:
-        figures = demo(console, Path(os.environ.get("DEMO_VAR") or ROOT / "var").resolve())
+        figures = demo(console)
     except StepError as error:
         console.print(f"\nThe demo stopped: {error}", style="red", markup=False, soft_wrap=True)
         return 1

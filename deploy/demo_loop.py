@@ -38,14 +38,13 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import loop_report
-from deploy.demo import Steps
+from deploy.demo import Steps, told
 from deploy.processes import (
     ROOT,
     Client,
     StepError,
     background,
     free_port,
-    interruptible,
     redis,
     run,
     run_told,
@@ -127,22 +126,8 @@ class Day:
 
 def main() -> int:
     """Run the demo; 0, or 1 when a step failed."""
-    interruptible()
-    console = Console(highlight=False)
-    try:
-        found = demo(console, Plan.of_environment(), _folder())
-    except StepError as error:
-        console.print(f"\nThe demo stopped: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        console.print("\nThe demo was interrupted; all its processes have ended.", style="red")
-        return 130
-    print(json.dumps(found), flush=True)
-    return 0
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("LOOP_VAR") or ROOT / "var" / "loop").resolve()
+    var = Path(os.environ.get("LOOP_VAR") or ROOT / "var" / "loop").resolve()
+    return told(lambda console: demo(console, Plan.of_environment(), var))
 
 
 def demo(console: Console, plan: Plan, var: Path) -> dict[str, Any]:

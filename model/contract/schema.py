@@ -36,6 +36,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -126,13 +127,13 @@ class Schema:
             found.setdefault(field.table, field)
         return found
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of everything that decides what the arrays mean; 16 hex digits."""
         body = json.dumps(_plain(self), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
-    @property
+    @cached_property
     def layout(self) -> str:
         """Digest of what a stored behaviour record holds; names the layout in Redis keys."""
         return layout_of([(field.name, field.kind) for field in self.behaviour])
