@@ -205,6 +205,7 @@ class EventLog:
         ]
         kept, unit = KEPT * schema.history_length, _MILLISECONDS[schema.ts_unit]
         given: list[Any] = [codec.width, kept, self._horizon_ms, self._limit, user, unit]
+        given.append(codec.action)
         for event, record in events.values():
             payload = orjson.dumps(dump(event))
             given += [event.ts, record, event.key.to_bytes(8, "little"), payload]

@@ -15,10 +15,11 @@ FUTURE_MS = 60_000
 DUPLICATE, ACCEPTED, ERASED, FULL, TOO_OLD = 0, 1, -1, -2, -3
 
 # KEYS: history, seen, log, erased. ARGV: bytes of a record, records to keep, time to live (ms),
-# entries that the log may hold, user, ms per unit of ts; then for each event its ts, its record
-# ("" when it is no behaviour), its key (8 bytes) and its payload. The history is sorted by ts; at
-# one ts what came later stands later, and a record that is there already is not put in again. What
-# may have been sent before an erasure, by a clock that is ahead, is refused after it.
+# entries that the log may hold, user, ms per unit of ts, the place of the action in a record (0: it
+# has none); then for each event its ts, its record ("" when it is no behaviour), its key (8 bytes)
+# and its payload. The history is sorted by ts; at one ts what came later stands later, and one of
+# the same item and action is not put in again. What may have been sent before an erasure, by a
+# clock that is ahead, is refused after it.
 APPEND = (
     f"local KEEP, DUPLICATE, ACCEPTED = {8 * SEEN}, {DUPLICATE}, {ACCEPTED}\n"
     f"local ERASED, FULL, TOO_OLD, FUTURE = {ERASED}, {FULL}, {TOO_OLD}, {FUTURE_MS}\n"
@@ -41,6 +42,13 @@ local function known(key)
   end
 end
 
+local action = tonumber(ARGV[7])
+local function same(one, other)
+  return string.sub(one, 9, 16) == string.sub(other, 9, 16) and
+    (action == 0 or string.sub(one, action + 1, action + 8) ==
+      string.sub(other, action + 1, action + 8))
+end
+
 local function put(record, ts)
   local place = #history
   while place > 0 and struct.unpack('<i8', history, place - width + 1) > ts do
@@ -49,7 +57,7 @@ local function put(record, ts)
   if place == 0 and #history >= kept then return false end
   local at = place
   while at > 0 and struct.unpack('<i8', history, at - width + 1) == ts do
-    if string.sub(history, at - width + 1, at) == record then return true end
+    if same(string.sub(history, at - width + 1, at), record) then return true end
     at = at - width
   end
   history = string.sub(history, 1, place) .. record .. string.sub(history, place + 1)
@@ -59,7 +67,7 @@ local function put(record, ts)
 end
 
 local found = {}
-for i = 7, #ARGV, 4 do
+for i = 8, #ARGV, 4 do
   local ts, record, key = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
   local result = ACCEPTED
   if ts * ARGV[6] <= erased then

@@ -1,8 +1,9 @@
 """The gate: whether a candidate may take the place of the current version, and why not.
 
 Both are measured on the same newest impressions, which neither was trained nor calibrated on. A
-candidate passes when even the worse end of the interval is good enough. Where the interval is too
-wide to tell it is refused too, and the reasons say so.
+candidate passes when it is better, its log loss being lower, and when even the worse end of the
+intervals is good enough. Where an interval is too wide to tell it is refused too, and the reasons
+say so.
 
 Labels may be wrong in a way that a candidate learns, and is then judged by. So they are held
 against the current version as well: they are not believed when by them it ranks worse than chance,
@@ -37,6 +38,9 @@ class Rules:
     """How much lower than the current one the ranking may be at the interval's lower end."""
     log_loss: float = 0.02
     """How much higher the log loss may be at the upper end, as a share of the current one's."""
+    gain: float = 0.0
+    """The log loss must be lower by more than this share, in value; where this is below 0 it may be
+    higher by as much."""
     calibration_low: float = 0.9
     calibration_high: float = 1.1
     """The band of mean predicted / observed. Refused when the whole interval is out of it; too few
@@ -66,7 +70,7 @@ def rules(given: Sequence[str]) -> Rules:
             values[key] = type(default)(text) if isinstance(default, (int, float)) else math.nan
         except ValueError:
             values[key] = math.nan
-        if not 0 <= values[key] < math.inf:
+        if not (-1 if key == "gain" else 0) <= values[key] < math.inf:
             known = ", ".join(name.name for name in fields(Rules))
             expected = f"key=number, the key one of {known}"
             raise RuleError(f"--rule {key}: expected {expected}")
@@ -166,6 +170,12 @@ def _worse(found: Comparison, rules: Rules) -> Iterator[str]:
         yield (
             f"log loss is higher than the current version's by {_share(change)}; at most "
             f"{rules.log_loss:.0%} may be, at the worse end"
+        )
+    elif change and change.value >= -rules.gain:
+        two = found.current["log_loss"].value
+        yield (
+            f"no better than the current version: log loss is {own['log_loss'].value:.5f}, "
+            f"that one's is {two:.5f}"
         )
 
 

@@ -1,7 +1,7 @@
 """Histories as the store held them at any place of the log, rebuilt from what was collected.
 
-The store keeps a history sorted by ts; at one ts what came later stands later, and a record that is
-there already is not put in again. It drops the oldest of a long history; a model never looks at
+The store keeps a history sorted by ts; at one ts what came later stands later, and one of the same
+item and action is not put in again. It drops the oldest of a long history; a model never looks at
 those, so here they stay.
 """
 

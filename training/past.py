@@ -83,9 +83,10 @@ def _behaviours(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
 
 
 def once(before: pl.DataFrame, since: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """``since`` without behaviours that were there already, field by field: the store puts none in
-    twice."""
-    same = ["user_id", "item_id", "ts", *(field.name for field in schema.behaviour)]
+    """``since`` without behaviours that were there already, whatever their other fields say: the
+    store puts none in twice."""
+    action = [field.name for field in schema.behaviour if field.name == "action"]
+    same = ["user_id", "item_id", "ts", *action]
     fresh = since.unique(same, keep="first", maintain_order=True)
     return fresh.join(before, on=same, how="anti", nulls_equal=True, maintain_order="left")
 

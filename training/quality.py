@@ -6,6 +6,7 @@ item says what was predicted, and an event of a task's action with these three w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import polars as pl
 from model.contract.schema import SHOWN, Schema
 from training import drift, metrics
 from training.entries import EVENTS, SCORES
+from training.shown import NEAREST
 
 _REQUEST = ["user_id", "request_id"]
 _PAIR = [*_REQUEST, "item_id"]
@@ -68,12 +70,12 @@ class Quality:
 
 @dataclass(frozen=True)
 class Requests:
-    """Of one version: shares of candidates that its catalogue lacks, and of requests without a
-    history (those for which the store had failed are not counted)."""
+    """Of one version: shares of candidates that its catalogue lacks, and of users without a
+    history, by which a model knows a user (requests for which the store had failed say nothing)."""
 
     requests: int
-    unknown: float
-    without_history: float
+    unknown_items: float
+    unknown_users: float
 
 
 class Window:
@@ -128,13 +130,17 @@ class Window:
 
     def requests(self) -> dict[tuple[str, int], Requests]:
         """By model and version."""
+        of = ["model", "version"]
         count = pl.col("candidates").list.len().sum()
-        sound = pl.col("degraded").is_null()
-        table = self._scores.group_by("model", "version").agg(
+        table = self._scores.group_by(of).agg(
             pl.len().alias("requests"),
-            (pl.col("unknown").list.len().sum() / count).alias("unknown"),
-            ((pl.col("length") == 0) & sound).sum().truediv(sound.sum()).alias("without_history"),
+            (pl.col("unknown").list.len().sum() / count).alias("unknown_items"),
         )
+        sound = self._scores.filter(pl.col("degraded").is_null())
+        users = sound.group_by(*of, "user_id").agg(pl.col("length").max() == 0)
+        users = users.group_by(of).agg(pl.col("length").mean().alias("unknown_users"))
+        table = table.join(users, on=of, how="left")
+        table = table.with_columns(pl.col("unknown_users").fill_null(math.nan))
         return {
             (row.pop("model"), row.pop("version")): Requests(**row)
             for row in table.iter_rows(named=True)
@@ -143,10 +149,10 @@ class Window:
 
 def predicted(shown: pl.DataFrame, scores: pl.DataFrame, tasks: Sequence[str]) -> pl.DataFrame:
     """Impressions [n] per task with what was predicted for them (`PREDICTED`), each once: ``shown``
-    joined with the score of the same user, request and item."""
+    joined with the score of the same user, request and item; of several the last one before."""
     shown = shown.select(*_PAIR, "received").unique(_PAIR, keep="first", maintain_order=True)
-    said = scores.drop("received").unique(_REQUEST, keep="first")
-    said = said.join(shown, on=_REQUEST, how="semi").rename({"candidates": "item_id"})
+    said = scores.join(shown, on=_REQUEST, how="semi")
+    said = said.rename({"candidates": "item_id", "received": "#said"})
     found = [pl.DataFrame(schema=PREDICTED)]
     for task in tasks:
         given = pl.Struct({task: pl.List(pl.Float64())})
@@ -155,7 +161,7 @@ def predicted(shown: pl.DataFrame, scores: pl.DataFrame, tasks: Sequence[str]) -
         # A version may have had other tasks; then the list is null.
         each = each.filter(pl.col("probability").list.len() == pl.col("item_id").list.len())
         each = each.explode("item_id", "probability")
-        rows = shown.join(each, on=_PAIR, maintain_order="left")
+        rows = shown.join(each, on=_PAIR).sort(NEAREST, maintain_order=True)
         rows = rows.unique(_PAIR, keep="first", maintain_order=True)
         found.append(rows.select(list(PREDICTED)))
     return pl.concat(found)

@@ -13,6 +13,9 @@ from model.contract.schema import SHOWN, Field, Schema
 from training.fields import read_fields
 
 KEY = ["user_id", "request_id", "item_id"]
+NEAREST = [pl.col("#said") > pl.col("received"), (pl.col("received") - pl.col("#said")).abs()]
+"""The order of answers under one request id: the last one from before the impression was received
+comes first. Both times are by the clock of the service."""
 SLICE = 50_000  # scores whose candidates are laid out at once
 
 
@@ -22,27 +25,37 @@ def impressions(
     """The impressions among some events, oldest first: `KEY`, ts, the fields of item, ad and
     context, seen_length and seen_newest (null where the caller gave the history), and
 
+    Of several answers under one request id that have the item it is the last one before.
+
     - #why: the reason why one can't be used, else null; those with a ts from ``young`` are too new
     - #user, #entry: the profile that its score used, and the place of the score in its stream
     - #raw: the history that the caller gave, else null
     """
     shown = events.filter(pl.col("action") == SHOWN).sort("ts", maintain_order=True)
-    shown = shown.select(*KEY, "ts", pl.col("fields").alias("#fields"))
+    shown = shown.select(*KEY, "ts", "received", pl.col("fields").alias("#fields"))
+    shown = shown.with_row_index("#shown")
     stored = pl.col("raw").is_null()
     names = ("entry", "candidates", "columns", "user", "context", "degraded", "raw")
     held = scores.select(
         *KEY[:2],
+        pl.col("received").alias("#said"),
         pl.when(stored).then("length").alias("seen_length"),
         pl.when(stored & (pl.col("length") > 0)).then("newest").alias("seen_newest"),
         *(pl.col(name).alias(f"#{name}") for name in names),
     )
     held = held.join(shown, on=KEY[:2], how="semi", maintain_order="left").with_row_index("#score")
-    of_score = held.drop("#candidates", "#columns")
-    shown = shown.join(of_score, on=KEY[:2], how="left", maintain_order="left")
     sent = (*schema.item[1:], *schema.ad)
-    candidates = _candidates(held, shown.select("#score", "item_id"), sent)
-    shown = shown.join(candidates, on=["#score", "item_id"], how="left", maintain_order="left")
-    shown = shown.with_columns(_why(young))
+    answers = shown.select("#shown", *KEY, "received").join(
+        held.select(*KEY[:2], "#score", "#said"), on=KEY[:2]
+    )
+    candidates = _candidates(held, answers.select("#score", "item_id"), sent)
+    answers = answers.join(candidates, on=["#score", "item_id"], how="left")
+    answers = answers.sort("#shown", pl.col("#place").is_null(), *NEAREST)
+    answers = answers.unique("#shown", keep="first").drop(*KEY, "received", "#said")
+    shown = shown.join(answers, on="#shown", how="left", maintain_order="left")
+    of_score = held.drop(*KEY[:2], "#candidates", "#columns", "#said")
+    shown = shown.join(of_score, on="#score", how="left", maintain_order="left")
+    shown = shown.drop("#shown", "received").with_columns(_why(young))
     context = read_fields(shown["#context"], schema.context)
     shown = pl.concat([shown.drop("#context", "#place", "#degraded"), context], how="horizontal")
     own = read_fields(shown["#fields"], (*sent, *schema.context))  # as it was really shown
@@ -55,7 +68,7 @@ def _why(young: int) -> pl.Expr:
     known = pl.col("request_id").is_not_null()
     reasons = {
         "no request id": ~known,
-        "shown before in the same answer": known & ~pl.struct(KEY).is_first_distinct(),
+        "shown before under this request id": known & ~pl.struct(KEY).is_first_distinct(),
         "no score record": pl.col("#score").is_null(),
         "scored without the store": pl.col("#degraded").is_not_null(),
         "not a candidate of its request": pl.col("#place").is_null(),
@@ -77,7 +90,7 @@ def _candidates(held: pl.DataFrame, wanted: pl.DataFrame, fields: Sequence[Field
             pl.col("#candidates").alias("item_id"),
             pl.int_ranges(pl.col("#candidates").list.len()).alias("#place"),
         ).explode("item_id", "#place", empty_as_null=False, keep_nulls=False)
-        found = wanted.join(flat, on=["#score", "item_id"])
+        found = wanted.unique().join(flat, on=["#score", "item_id"])
         found = found.group_by("#score", "item_id").agg(pl.col("#place").min())
         columns = read_fields(part["#columns"], fields, listed=True)
         row = found["#score"].cast(pl.Int64) - (len(parts) * SLICE)

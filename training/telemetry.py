@@ -35,7 +35,7 @@ _OF_TASK = {
 _OF_VERSION = {
     "requests": "Logged requests looked at",
     "unknown_items": "Share of candidates that the catalogue lacks",
-    "without_history": "Share of requests without a history",
+    "unknown_users": "Share of users without a history",
 }
 Of = tuple[str, ...]
 

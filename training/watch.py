@@ -65,11 +65,7 @@ class Watch:
             for (model, version, task), part in parts.items()
         }
         of_version: dict[Of, Mapping[str, float]] = {
-            (model, str(version)): {
-                "requests": found.requests,
-                "unknown_items": found.unknown,
-                "without_history": found.without_history,
-            }
+            (model, str(version)): asdict(found)
             for (model, version), found in self._window.requests().items()
         }
         self._telemetry.show(Live(of_task, of_version))

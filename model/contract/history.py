@@ -68,6 +68,12 @@ class HistoryCodec:
         return json.dumps([list(field) for field in self.fields])
 
     @property
+    def action(self) -> int:
+        """Where in a record the behaviour field ``action`` begins; 0 where there is none."""
+        names = [name for name, _ in self.fields]
+        return 8 * (2 + names.index("action")) if "action" in names else 0
+
+    @property
     def width(self) -> int:
         """Bytes of one record."""
         return self.dtype.itemsize

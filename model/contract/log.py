@@ -111,8 +111,10 @@ class Scored:
 
     @property
     def key(self) -> int:
-        """The same for the same user and request id."""
-        return key(f"{len(self.user_id)}:{self.user_id}{self.request_id}")
+        """The same for the same answer, however often it is logged: a request id may be sent again,
+        and then there are several."""
+        about = (self.user_id, self.request_id, self.received, self.version, *self.candidates)
+        return key(json.dumps(about))
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,15 @@ def test_a_retry_after_many_others_is_still_stored_once(
     append(redis_url, encoder, event(0, "i3"))
     many = [event(-n, "i2", "impression") for n in range(1, SEEN + 1)]
     append(redis_url, encoder, *many, limit=5000)
-    [found] = append(redis_url, encoder, event(0, "i3"), limit=5000)
-    assert found.status == "accepted"  # collecting it finds the same key in the files
-    assert len(history(client, encoder)) == 1
+    before = client.get(history_key("din", "u", encoder.schema.layout))
+    again = event(0, "i3"), event(0, "i3", rating="1")
+    for each in again:
+        [found] = append(redis_url, encoder, each, limit=5000)
+        append(
+            redis_url, encoder, *(event(-n, "i1", "impression") for n in range(SEEN)), limit=5000
+        )
+        assert found.status == "accepted"  # collecting it finds the same key in the files
+    assert client.get(history_key("din", "u", encoder.schema.layout)) == before
 
 
 @settings(

@@ -124,5 +124,4 @@ class Live:
 
     @staticmethod
     def _same(one: Raw, other: Raw) -> bool:
-        names = {*one, *other}
-        return all(one.get(name) == other.get(name) for name in names)
+        return all(one.get(name) == other.get(name) for name in ("item_id", "ts", "action"))

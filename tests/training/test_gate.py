@@ -32,7 +32,8 @@ def evidence(
 
 
 def judged(found: Evidence, **more: Any) -> Verdict:
-    return judge(found, Rules(**more), sampling=QUICK)
+    """By rules that, unless said, let through what is no better: one rule at a time."""
+    return judge(found, Rules(**{"gain": -1, **more}), sampling=QUICK)
 
 
 def test_figures_are_those_of_the_metrics() -> None:
@@ -71,11 +72,32 @@ def test_intervals_are_those_of_drawing_users_anew() -> None:
     assert 88 <= held <= 99
 
 
-def test_as_good_a_candidate_passes() -> None:
+def noisy(found: Evidence, noise: float) -> Evidence:
+    """The current version's logits are off, and the candidate's are not."""
+    other = evidence(len(found.label), noise=noise)
+    assert (other.label == found.label).all()
+    return replace(found, current=other.candidate)
+
+
+def test_a_better_candidate_passes() -> None:
     """And so does the first version, which is compared with nothing."""
-    for found in (evidence(noise=0.05), evidence(noise=0.05, current=None)):
+    for found in (noisy(evidence(), 0.1), evidence(noise=0.05, current=None)):
         verdict = judged(found)
         assert (verdict.status, verdict.reasons) == ("passed", ())
+
+
+def test_a_candidate_that_is_no_better_is_refused() -> None:
+    """Though it is worse by next to nothing, or the same; a rule says how much may be."""
+    for found in (evidence(noise=0.05), evidence()):
+        verdict = judge(found, Rules(), sampling=QUICK)
+        assert verdict.status == "refused"
+        [reason] = verdict.reasons
+        loss = metrics.log_loss(found.label, found.candidate)
+        assert reason.startswith(f"no better than the current version: log loss is {loss:.5f}, ")
+        assert judged(found, gain=-0.005).passed
+    better = noisy(evidence(), 0.1)
+    assert judged(better, gain=0).passed
+    assert not judged(better, gain=0.1).passed
 
 
 @pytest.mark.parametrize(
@@ -193,15 +215,16 @@ def test_a_slice_that_collapses_is_refused() -> None:
 def test_another_task_is_held_to_what_a_slice_is() -> None:
     """It refuses when it collapses, and not because nothing can be told of it."""
     first, broken, few = evidence(), evidence(noise=5), evidence(40, noise=5)
-    found = judge(first, Rules(), {"task buy": broken}, QUICK)
+    found = judge(first, Rules(gain=-1), {"task buy": broken}, QUICK)
     assert found.status == "refused"
     assert found.reasons[0].startswith("task buy: GAUC is lower by ")
-    assert judge(first, Rules(), {"task buy": few}, QUICK).passed
+    assert judge(first, Rules(gain=-1), {"task buy": few}, QUICK).passed
 
 
 def test_rules_are_set_by_name() -> None:
     """Others keep their defaults."""
     assert rules(["ranking=0.02", "impressions=9"]) == Rules(ranking=0.02, impressions=9)
+    assert rules(["gain=-0.005"]) == Rules(gain=-0.005)  # the one that may be below 0
 
 
 @pytest.mark.parametrize("given", ["colour=1", "ranking", "ranking=big", "ranking=-1", "users=1.5"])

@@ -121,7 +121,7 @@ def test_what_is_left_out_is_counted_with_its_reason(live: Live, tmp_path: Path)
     shows = [
         ("i1", "r", 5),
         ("i2", "r", 6),
-        ("i1", "r", 7),  # shown before in the same answer
+        ("i1", "r", 7),  # shown before under this request id
         ("i1", None, 8),  # no request id
         ("i1", "unlogged", 9),  # no score record
         ("i1", "broken", 10),  # scored without the store
@@ -144,7 +144,7 @@ def test_what_is_left_out_is_counted_with_its_reason(live: Live, tmp_path: Path)
     assert found.tally.kept == 2
     assert found.tally.left_out == dict.fromkeys(
         [
-            "shown before in the same answer",
+            "shown before under this request id",
             "no request id",
             "no score record",
             "scored without the store",
@@ -166,6 +166,29 @@ def test_what_is_left_out_is_counted_with_its_reason(live: Live, tmp_path: Path)
     assert [(row["item_id"], row["ctr"]) for row in shown(found.logs)] == [("i1", 1), ("i2", 0)]
     behaviours = found.logs.events.filter("behaviour")
     assert len(behaviours) == 2 + len(clicks)  # a click is a behaviour whatever it is worth
+
+
+def test_of_several_answers_under_one_request_id_each_impression_finds_its_own(
+    live: Live, tmp_path: Path
+) -> None:
+    """The last one before it that has the item, by what it looked at."""
+    live.score("r", "u0", ["i1", "i2"], MORNING, context={"hour": "1"})
+    live.event("u0", "i1", "impression", MORNING + 1, "r")
+    live.event("u0", "i3", "click", MORNING + 2)
+    live.score("r", "u0", ["i1", "i3"], MORNING + 3, context={"hour": "2"})
+    for item in ("i2", "i3", "i1"):
+        live.event("u0", item, "impression", MORNING + 4, "r")
+    live.score("r", "u0", ["i2"], MORNING + 5, context={"hour": "3"})
+    live.event("u0", "i2", "click", MORNING + 6, "r")
+    found = joined(live, tmp_path)
+    assert found.tally.left_out == {"shown before under this request id": 1}
+    rows = {row["item_id"]: row for row in shown(found.logs)}
+    assert {item: (row["hour"], row["ctr"]) for item, row in rows.items()} == {
+        "i1": ("1", 0),
+        "i2": ("1", 1),
+        "i3": ("2", 0),
+    }
+    assert rows["i3"]["seen_length"] == rows["i1"]["seen_length"] + 1
 
 
 def test_a_late_click_counts_in_the_next_run(live: Live, tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ def test_scores_impressions_and_clicks_may_come_in_any_order() -> None:
         assert pairs(window) == [("u", "a", 0.1, 1)]
 
 
+def test_of_several_answers_under_one_request_id_the_last_before_counts() -> None:
+    """Of those that have the item."""
+    window = Window(SHOP, SPAN)
+    times = {"one": 53, "two": 51, "three": 40}
+    given = {"one": {"a": 0.1, "b": 0.2}, "two": {"a": 0.3, "c": 0.4}, "three": {"a": 0.5}}
+    for name, ago in times.items():
+        add(window, scored("u", "r", given[name], received=NOW - ago * 1000))
+    add(window, *(shown("u", "r", item) for item in "abc"))
+    assert pairs(window) == [("u", "a", 0.3, 0), ("u", "b", 0.2, 0), ("u", "c", 0.4, 0)]
+
+
 def test_an_impression_counts_once() -> None:
     """Reported twice, scored twice, clicked twice, and a candidate that was given twice."""
     window = Window(SHOP, SPAN)
@@ -153,7 +164,7 @@ def test_each_task_has_its_own_label_and_probability() -> None:
 
 
 def test_requests_are_counted_by_version() -> None:
-    """With the share of unknown candidates, and of requests without a history where it was read."""
+    """With the share of unknown candidates, and of users without a history where it was read."""
     window = Window(SHOP, SPAN)
     empty = Snapshot(0, None, "00")
     recent = {"received": NOW - 1000}
@@ -161,12 +172,14 @@ def test_requests_are_counted_by_version() -> None:
         window,
         score("u", "r1", ["a", "b", "c"], unknown=[2], **recent),
         score("v", "r2", ["a"], history=empty, **recent),
+        score("v", "r5", ["a"], history=empty, **recent),
+        score("u", "r6", ["a"], history=empty, **recent),  # known by r1
         score("w", "r3", ["a"], history=empty, degraded="history_unavailable", **recent),
         score("u", "r4", ["a"], version=2, **recent),
     )
     assert window.requests() == {
-        ("shop", 1): Requests(requests=3, unknown=0.2, without_history=0.5),
-        ("shop", 2): Requests(requests=1, unknown=0.0, without_history=0.0),
+        ("shop", 1): Requests(requests=5, unknown_items=1 / 7, unknown_users=0.5),
+        ("shop", 2): Requests(requests=1, unknown_items=0.0, unknown_users=0.0),
     }
 
 

@@ -37,7 +37,7 @@ SMALL = ("dim=4", "head=[8]", "attention=[6]", "size=256", "epochs=1", "evaluati
 # Some 600 impressions decide here; the defaults are for thousands.
 EASY = Rules(
     impressions=100, positives=20, ranking=0.2, log_loss=0.5, calibration_low=0.5, drop=0.4,
-    calibration_high=2.0, slice_ranking=0.5, slice_log_loss=2.0,
+    gain=-1, calibration_high=2.0, slice_ranking=0.5, slice_log_loss=2.0,
     slice_calibration_low=0.3, slice_calibration_high=3.0,
 )  # fmt: skip
 

@@ -93,7 +93,13 @@ def test_a_dry_run_says_what_would_be(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit code 0; the figures are in the line and in the metrics; nothing is published."""
-    easy = ("ranking=0.5", "calibration_low=0.2", "calibration_high=5", "impressions=100")
+    easy = (
+        "gain=-1",
+        "ranking=0.5",
+        "calibration_low=0.2",
+        "calibration_high=5",
+        "impressions=100",
+    )
     options = [f"--rule={each}" for each in easy] + [f"--set={each}" for each in SMALL]
     retrain = ("retrain", "--repository", tmp_path / "repository", "--data", data, *options)
     path = tmp_path / "job.prom"

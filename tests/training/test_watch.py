@@ -111,7 +111,7 @@ def test_a_canary_that_is_off_loses_its_traffic(
     found = samples(text)
     assert found["dinserve_live_predicted_observed", "1"] == pytest.approx(1, abs=0.2)
     assert found["dinserve_live_unknown_items", "1"] == 0.5
-    assert found["dinserve_live_without_history", "2"] == 1.0
+    assert found["dinserve_live_unknown_users", "2"] == 1.0
     assert found["dinserve_collect_canaries_withdrawn_total", ""] == 1
     assert not any(user in text for user in ("1-u0", "2-u0"))
 
