@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from model.network import Network
-from model.zoo import configure, make
+from model.zoo import configure
 from terminal.progress import Update
 from training import calibrate, checkpoint, metrics, state, vocabulary, window
 from training.calibrate import Calibration, sigmoid
@@ -88,11 +88,11 @@ def train(
     run.start(logs.schema_text, encoder, golden_requests(logs), about)
     torch.manual_seed(about["seed"])
     sizes = {name: table.size for name, table in encoder.tables.items()}
-    network = make(config, logs.schema, sizes)
+    network = config.build(logs.schema, sizes)
     trainer = Trainer(network, sets, how, about["seed"], run.folder, warm=start is not None)
     carried = _go_on(trainer, start, Outline(logs.schema, about["model"], about["options"], seen))
     progress = trainer.fit(update)
-    network.embeddings.settle_unknown(trainer.counts)
+    network.settle_unknown(trainer.counts)
     measured = {name: sets[name] for name in ("validation", "test")}
     logits = _predict(network, measured, update)
     calibration = calibrate.fit(logits["validation"], sets["validation"].label, how.negatives_kept)

@@ -81,10 +81,10 @@ class Trainer:
         self.warm = warm
         self.network, self.data, self.config, self.seed, self.run = network, data, config, seed, run
         tables = list(network.embeddings.weights().values())
-        gates = list(network.history.gates.parameters())
-        sparse = {id(p) for p in (*tables, *gates)}
+        sparse = {id(p) for p in network.sparse().values()}
+        others = [p for p in network.sparse().values() if all(p is not of for of in tables)]
         rest = [p for p in network.parameters() if id(p) not in sparse]
-        groups = [(tables, config.embedding_rate), (gates, config.rate)]
+        groups = [(tables, config.embedding_rate), (others, config.rate)]
         self.sparse = torch.optim.SparseAdam(
             [{"params": of, "lr": rate, "initial_lr": rate} for of, rate in groups if of]
         )
