@@ -202,7 +202,7 @@ class Trainer:
             metrics.all_metrics(data.user, data.label[:, task], sigmoid(logit[:, task]))
             for task in range(logit.shape[1])
         ]
-        # Where no user has both labels the AUC over all of them has to do; with one label, the loss.
+        # Where no user has both labels the AUC of all has to do; with one label the log loss.
         scores = [each.get("gauc", each.get("auc", -each["log_loss"])) for each in per_task]
         gauc = float(np.mean(scores))
         assert at.evaluations is not None
