@@ -218,11 +218,10 @@ def _need_both_labels(data: Path, logs: Logs, train: Dataset) -> None:
     """Of one task at least: with one class there is nothing to learn."""
     low, high = train.label.min(0), train.label.max(0)
     if (low == high).all():
-        seen = ", ".join(
-            f"{t} {value:.0f}" for t, value in zip(logs.schema.tasks, low, strict=True)
-        )
-        expected = f"both labels of some task among the training impressions, found only {seen}"
-        raise LogsError(str(data / "events.parquet"), logs.schema.tasks[0], expected)
+        tasks = logs.schema.tasks
+        seen = ", ".join(f"{task} {label:.0f}" for task, label in zip(tasks, low, strict=True))
+        expected = f"both labels of some task among the train impressions, found only {seen}"
+        raise LogsError(str(data / "events.parquet"), tasks[0], expected)
 
 
 def _digest(data: Path) -> str:

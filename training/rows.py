@@ -15,7 +15,8 @@ from training.parts import Reading, TextFile
 LINE, REASON = "#line", "#reason"
 MAX_BAD_SHARE = 0.001
 UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
-PLAIN_NAME = 256  # of a header's name in an error
+ODD = (b'"', b"\r", UNDECODABLE.encode())  # a part with any of these is cut with care
+SHOWN_HEADER = 256  # characters of a wrong header in an error
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _header(
     if names is not None:
         if [name.strip() for name in found] != list(names):
             expected = f"the header {separator.join(names)}"
-            raise LogsError(file, f"line {number}", f"{expected}, found {line[:PLAIN_NAME]!r}")
+            raise LogsError(file, f"line {number}", f"{expected}, found {line[:SHOWN_HEADER]!r}")
         return names
     if not found or "" in found or len(set(found)) < len(found):
         raise LogsError(file, "header", "names of columns that differ and are not empty")
@@ -169,7 +170,7 @@ def _fields(
 def _regular(data: bytes, first: int, names: Sequence[str]) -> pl.DataFrame | None:
     """The columns where no line needs a second look: three times as fast. Else None."""
     lines = data.count(b"\n") + (not data.endswith(b"\n"))
-    if not data or b'"' in data or b"\r" in data:
+    if not data or any(odd in data for odd in ODD):
         return None
     try:
         frame = pl.read_csv(

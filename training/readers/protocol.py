@@ -50,10 +50,13 @@ def unseen(
     listed = items.is_in(every.implode()).to_numpy()
     of_user = known.search_sorted(users).to_numpy().astype(np.int64)
     of_item = every.search_sorted(items).to_numpy().astype(np.int64)
-    seen = np.unique((of_user * len(every) + of_item)[listed])
-    if np.bincount(seen // max(len(every), 1), minlength=1).max() >= len(every):
-        raise LogsError(file, "item_id", "an item that each user has no event with")
+    seen = np.sort((of_user * len(every) + of_item)[listed])
+    seen = seen[np.diff(seen, prepend=-1) > 0]  # numpy's unique takes ten times as long
     rows: Ints = known.search_sorted(wanted).to_numpy().astype(np.int64)
+    if len(rows) and np.bincount(seen // len(every), minlength=len(known))[rows].max() >= len(
+        every
+    ):
+        raise LogsError(file, "item_id", "an item that each user has no event with")
     found = np.zeros(len(rows), np.int64)
     generator = np.random.default_rng(seed)
     left = np.arange(len(rows))
