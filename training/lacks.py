@@ -34,5 +34,5 @@ def lacks(logs: Logs) -> list[str]:
     events = logs.events.lazy().group_by("user_id").len().select(pl.col("len") == 1)
     alone = events.sum().collect().item()
     if alone:
-        lines.append(f"{alone:,} users have one event only, and no history before it")
+        lines.append(f"users with one event only, and no history before it: {alone:,}")
     return lines

@@ -41,7 +41,7 @@ def malformed(console: Console, found: Malformed) -> None:
 def noted(console: Console, logs: Logs) -> None:
     """What the reader left out, and what the logs lack."""
     for why, count in logs.left_out.items():
-        console.print(f"left out: {count:,} {why}", soft_wrap=True)
+        console.print(f"left out: {why}: {count:,}", soft_wrap=True)
     for line in lacks(logs):
         console.print(f"note: {line}", soft_wrap=True)
 

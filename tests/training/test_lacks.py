@@ -56,7 +56,7 @@ def test_what_logs_lack_is_said(shop_logs: Logs) -> None:
         "every click of test is 1: it can't be ranked",
     ]
     assert said[3:] == (
-        [f"{alone:,} users have one event only, and no history before it"] if alone else []
+        [f"users with one event only, and no history before it: {alone:,}"] if alone else []
     )
 
 
@@ -64,7 +64,9 @@ def test_a_user_of_one_event_is_counted(shop_logs: Logs) -> None:
     """Here every event is of a user of its own."""
     events = shop_logs.events.with_columns(user_id=pl.int_range(pl.len()).cast(pl.String))
     logs = Logs(shop_logs.schema, events, shop_logs.items, shop_logs.users, shop_logs.schema_text)
-    assert lacks(logs) == [f"{events.height:,} users have one event only, and no history before it"]
+    assert lacks(logs) == [
+        f"users with one event only, and no history before it: {events.height:,}"
+    ]
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

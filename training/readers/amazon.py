@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -134,7 +135,8 @@ def read_amazon_reviews(
     pairs = last.select("user_id", given.alias("given"))
     own = own.join(pairs, on="user_id", how="left", maintain_order="left")
     schema = SCHEMAS / "amazon-reviews.toml"
-    return _paired(schema, own, catalogue, seed, validation_share, meta.name, malformed)
+    lost = {"goods from the items, without metadata": goods.len() - catalogue.height}
+    return _paired(schema, own, catalogue, seed, validation_share, meta.name, malformed, lost)
 
 
 def _numbered(own: pl.DataFrame) -> pl.DataFrame:
@@ -152,6 +154,7 @@ def _paired(
     validation_share: float,
     file: str,
     malformed: Malformed,
+    left_out: Mapping[str, int] | None = None,
 ) -> Logs:
     """The pairs of every step; ``own`` has user_id, item_id, ts, k, n and the test's ``given``."""
     validation = drawn(own["user_id"].unique(), "validation", seed, validation_share)
@@ -179,7 +182,8 @@ def _paired(
         pl.lit(False).alias("behaviour"), pl.lit(0, pl.Int8).alias("ctr")
     )
     users = own.select("user_id").unique(maintain_order=True)
-    return Logs.build(schema, pl.concat([positive, negative]), catalogue, users, malformed)
+    both = pl.concat([positive, negative])
+    return Logs.build(schema, both, catalogue, users, malformed, left_out)
 
 
 def _test_pairs(tests: Rows, own: pl.DataFrame) -> Rows:

@@ -51,6 +51,14 @@ def test_the_category_is_the_last_of_the_last_list(tmp_path: Path) -> None:
     assert logs.schema.name == "amazon-reviews"
 
 
+def test_goods_without_metadata_are_counted_and_never_drawn(tmp_path: Path) -> None:
+    """Their reviews stay in the histories."""
+    logs = read_amazon_reviews(files.amazon(tmp_path, reviews(), GOODS[1:]))
+    assert logs.left_out == {"goods from the items, without metadata": 1}
+    assert logs.events.filter(pl.col("item_id") == "B0")["behaviour"].to_list() == [True]
+    assert "B0" not in logs.items["item_id"]
+
+
 def test_of_a_pair_of_files_the_reviews_may_be_named(tmp_path: Path) -> None:
     """A folder with two categories asks for one; the metadata lies beside the reviews."""
     files.amazon(tmp_path, reviews(), GOODS, "Toys")

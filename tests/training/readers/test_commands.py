@@ -93,8 +93,8 @@ def test_prepare_says_what_was_left_out_and_what_is_lacking(
     arguments = ("--source", "taobao", "--path", path, "--out", tmp_path / "data", "--partial")
     assert command("prepare", *arguments) == 0
     printed = capsys.readouterr().err
-    assert "left out: 1 events outside 2017-11-25 to 2017-12-03" in printed
-    assert "note: 1 users have one event only, and no history before it" in printed
+    assert "left out: events outside 2017-11-25 to 2017-12-03: 1" in printed
+    assert "note: users with one event only, and no history before it: 1" in printed
 
 
 def test_a_part_of_a_data_set_has_to_be_said(
