@@ -74,7 +74,7 @@ def _summary(found: dict[str, Any]) -> Table:
             form = "+.2%" if name == "rela_impr.auc" else ".4f"
             shown = "-" if value is None else format(value["mean"], form)
             if value is not None and value["sd"] is not None:
-                shown += f" \u00b1 {format(value['sd'], form.removeprefix('+'))}"
+                shown += f"\n\u00b1 {format(value['sd'], form.removeprefix('+'))}"
             cells.append(shown)
         table.add_row(label, *cells)
     return table

@@ -111,6 +111,8 @@ def enter(
             left_out[spec.label] = str(error)
             continue
         entrants.append(Entrant(spec.label, spec.folder, spec.model, config, how))
+    if not entrants:
+        raise EntrantError(f"--models: expected a model that {schema.name} allows: {left_out}")
     chosen = choose([spec for spec in specs if spec.label not in left_out], baseline)
     return Lineup(tuple(entrants), chosen, left_out), schema
 

@@ -120,7 +120,7 @@ def categories(items: pl.DataFrame, schema: Schema) -> dict[str, str]:
 
 
 def _named(ids: list[str], category: dict[str, str]) -> list[str]:
-    return [f"{item} {category[item]}" if item in category else item for item in ids]
+    return [f"{item} ({category[item]})" if item in category else item for item in ids]
 
 
 def _chosen(test: Dataset) -> list[Ints]:

@@ -179,14 +179,17 @@ def _costs(report: Report) -> list[str]:
 
 def _pictures(report: Report) -> list[str]:
     first = report["tasks"][0]
-    only = f" All plots are of the task {first}." if len(report["tasks"]) > 1 else ""
+    several = len(report["tasks"]) > 1
+    only = f" Here and below only the task {first} is looked at." if several else ""
+    mean = " Both are means over the tasks." if several else ""
     best = escape(report["attention"]["label"]) if report["attention"] else ""
     parts = [
         "<h2>Training curves</h2>",
         _image(plots.curves(report), "Losses and validation ranking of each model by step"),
         "<p>A line for each seed. A model over-fits where its training loss goes on falling while "
         "its validation loss rises or its validation ranking falls; the large dot is the step "
-        "whose weights are kept. Dropout makes the training loss look higher than it is.</p>",
+        "whose weights are kept. Dropout makes the training loss look higher than it is."
+        f"{mean}</p>",
         "<h2>Reliability</h2>",
         _image(plots.reliability(report), "Mean label by mean probability of each model"),
         "<p>Test impressions in 20 bins of equal count by their probability, seeds averaged: below "

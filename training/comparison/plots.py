@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import ceil
 from typing import Any
@@ -25,7 +25,6 @@ def curves(report: Report) -> bytes:
     """Of each model, losses and validation GAUC by step; a line for each seed."""
     models = report["models"]
     columns, blocks = _grid(len(models))
-    ranked = "GAUC" if _has(report, "gauc") else "AUC"
     with _drawn(2.6 * columns + 0.9, 3.7 * blocks) as (figure, png):
         grid = figure.subplots(2 * blocks, columns, squeeze=False, sharex=False)
         for axes in grid.flat:
@@ -37,7 +36,9 @@ def curves(report: Report) -> bytes:
                 axes.set_visible(True)
             for seed, run in enumerate(model["curves"]):
                 named = {"label": "training"} if not seed else {}
-                losses.plot(*_columns(run["losses"]), color=TRAIN, linewidth=0.8, **named)
+                losses.plot(
+                    *_columns(run["losses"]), color=TRAIN, linewidth=0.8, alpha=0.6, **named
+                )
                 steps = [each["step"] for each in run["evaluations"]]
                 named = {"label": "validation"} if not seed else {}
                 for of, key, more in ((losses, "loss", named), (gauc, "gauc", {})):
@@ -50,11 +51,12 @@ def curves(report: Report) -> bytes:
             gauc.set_xlabel("step")
             if not column:
                 losses.set_ylabel("log loss")
-                gauc.set_ylabel(f"validation {ranked}")
+                gauc.set_ylabel("validation GAUC")
         shown = [axes for axes in grid[0] if axes.get_visible()]
         shown[0].legend(fontsize=8)
-        for rows in (grid[0::2], grid[1::2]):
-            _same_y([axes for row in rows for axes in row if axes.get_visible()])
+        for axes in grid[0::2].flat:
+            axes.set_ylim(*_losses(models.values()))
+        _same_y([axes for axes in grid[1::2].flat if axes.get_visible()])
     return png.getvalue()
 
 
@@ -129,10 +131,11 @@ def lift(report: Report) -> bytes | None:
 def attention(report: Report) -> list[bytes]:
     """Of each user, a row for each candidate and a column for each behaviour, oldest first."""
     found = report["attention"]
-    return [_attention(user) for user in found["users"]] if found else []
+    users = found["users"] if found else []
+    return [_attention(f"user {at}", user) for at, user in enumerate(users, 1)]
 
 
-def _attention(user: Mapping[str, Any]) -> bytes:
+def _attention(name: str, user: Mapping[str, Any]) -> bytes:
     weights = np.asarray(user["weights"])  # (candidates, behaviours)
     rows, columns = weights.shape
     largest = float(np.abs(weights).max()) or 1.0
@@ -155,6 +158,7 @@ def _attention(user: Mapping[str, Any]) -> bytes:
         axes.set_yticks(range(rows), shown, fontsize=8)
         axes.set_xlabel("behaviours, oldest first")
         axes.set_ylabel("candidates")
+        axes.set_title(name, loc="left")
         for side in axes.spines.values():
             side.set_visible(False)
         figure.colorbar(image, ax=axes, label="weight", fraction=0.03, pad=0.02)
@@ -220,14 +224,22 @@ def _grid(count: int) -> tuple[int, int]:
     return columns, ceil(count / columns)
 
 
+def _losses(models: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+    """The losses that are shown: without the first tenth of training, which would dwarf the rest,
+    and without single outliers."""
+    seen: list[float] = []
+    for run in (run for model in models for run in model["curves"]):
+        late = run["losses"][-1][0] / 10
+        seen += np.quantile([loss for step, loss in run["losses"] if step >= late], [0.01, 0.99])
+        seen += [each["loss"] for each in run["evaluations"]]
+    margin = 0.05 * (max(seen) - min(seen)) or 0.05
+    return min(seen) - margin, max(seen) + margin
+
+
 def _same_y(every: Sequence[Axes]) -> None:
     low, high = zip(*(axes.get_ylim() for axes in every), strict=True)
     for axes in every:
         axes.set_ylim(min(low), max(high))
-
-
-def _has(report: Report, metric: str) -> bool:
-    return all(metric in model["metrics"] for model in report["models"].values())
 
 
 def _ranked_bins(report: Report) -> list[int]:

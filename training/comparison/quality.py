@@ -17,7 +17,8 @@ from training import metrics
 from training.comparison.paired import over_users, redrawn
 from training.dataset import Dataset
 
-Floats = npt.NDArray[np.floating]
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 EDGES = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 BINS = 20
@@ -42,15 +43,13 @@ class Cells:
         positive = np.bincount(row, data.label[:, task])
         return cls(row, cells % len(EDGES), size, (positive > 0) & (positive < size))
 
-    def areas(self, label: Floats, scores: Floats) -> Floats:
+    def areas(self, label: Labels, scores: Floats) -> Floats:
         """The AUC of each cell, as a mean over seeds [cells]; NaN without both labels."""
-        if not len(scores):
-            return np.full(len(self.size), np.nan)
         found: Floats = np.mean([metrics.by_user(self.row, label, s) for s in scores], axis=0)
         return found
 
 
-def reliability(label: Floats, scores: Floats) -> dict[str, list[float]]:
+def reliability(label: Labels, scores: Floats) -> dict[str, list[float]]:
     """Mean probability and mean label of 20 bins of equal count, as means over seeds."""
     seeds = []
     for score in scores:
@@ -61,12 +60,13 @@ def reliability(label: Floats, scores: Floats) -> dict[str, list[float]]:
 
 
 def by_history(
-    cells: Cells, areas: Mapping[str, Floats], baseline: str
+    cells: Cells, areas: Mapping[str, Floats], baseline: str, longest: int
 ) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any] | None]]]:
     """The bins of history length that occur, and by label GAUC in each of them, with its
     difference to the baseline's and the interval of that; None where no user has both labels.
 
     A user's impressions in a bin are ranked among themselves; users of the bin are drawn again.
+    No history is longer than ``longest``.
     """
     labels, bins = list(areas), []
     found: dict[str, list[dict[str, Any] | None]] = {label: [] for label in labels}
@@ -74,7 +74,7 @@ def by_history(
         here, inside = cells.bin == at, (cells.bin == at) & cells.both
         bins.append(
             {
-                "lengths": interval(int(at)),
+                "lengths": _words(int(at), longest),
                 "impressions": int(cells.size[here].sum()),
                 "users": int(here.sum()),
                 "users_with_both_labels": int(inside.sum()),
@@ -92,12 +92,10 @@ def by_history(
     return bins, found
 
 
-def interval(at: int) -> str:
-    """The lengths of a bin, in words: 0, 1, 2-4, 5-9 ..."""
+def _words(at: int, longest: int) -> str:
+    """The lengths of a bin: 0, 1, 2-4, 5-9 ..."""
     low = EDGES[at]
-    if at + 1 == len(EDGES):
-        return f"{low}+"
-    high = EDGES[at + 1] - 1
+    high = min([edge - 1 for edge in EDGES[at + 1 :]][:1] + [longest])
     return str(low) if low == high else f"{low}-{high}"
 
 

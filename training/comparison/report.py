@@ -28,7 +28,7 @@ from training.trainer import predict
 
 FORMAT = 1
 RANKING = ("gauc", "auc")
-Floats = npt.NDArray[np.floating]
+Floats = npt.NDArray[np.float64]
 Model = dict[str, Any]
 
 
@@ -173,7 +173,8 @@ def _by_user(
             for against in model["against"].values():
                 tested = over_users(gauc[label], gauc[against["label"]])
                 against.setdefault(name, {})["users"] = tested.plain()
-    bins, by_bin = quality.by_history(lengths, by_length, lineup.baseline)
+    longest = encoded.logs.schema.history_length
+    bins, by_bin = quality.by_history(lengths, by_length, lineup.baseline, longest)
     for label, model in models.items():
         model["gauc_by_history"] = by_bin[label]
     return bins
