@@ -111,11 +111,13 @@ def train(
     update: Update,
     *,
     start: State | None = None,
+    keep_logits: bool = False,
 ) -> dict[str, Any]:
     """Train a network ``about`` which run.json says everything, calibrate it on the validation
     impressions, measure it and write all down; the run's results.
 
-    With the state of an earlier version it goes on from there: see `training.carry`.
+    With the state of an earlier version it goes on from there: see `training.carry`. The test
+    impressions' logits are kept beside it if asked for.
     """
     config, how = configure(about["model"], about["options"]), FitConfig(**about["fit"])
     logs, seen, encoder, sets = encoded.logs, encoded.seen, encoded.encoder, encoded.sets
@@ -150,6 +152,8 @@ def train(
     scores = sigmoid(calibration.apply(logits["validation"]))
     spread = {task: histogram(scores[:, at]) for at, task in enumerate(logs.schema.tasks)}
     told = {HISTOGRAM: spread, "learnt_until": window.learnt_until(logs), **carried}
+    if keep_logits:
+        run.keep_logits(logits["test"])
     run.finish(network, calibration, {**results, **told})
     checkpoint.remove(run.folder)
     return results

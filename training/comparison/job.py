@@ -88,7 +88,13 @@ def _train(
                 update("all runs", before + here, total, figures)
 
         try:
-            results = train(order.run(entrant, seed), encoded, about[entrant.label, seed], trained)
+            results = train(
+                order.run(entrant, seed),
+                encoded,
+                about[entrant.label, seed],
+                trained,
+                keep_logits=True,
+            )
         except TrainingError as error:
             raise TrainingError(f"{entrant.label}, seed {seed}: {error}") from None
         done += round(rows * entrant.how.epochs)  # it may have stopped early

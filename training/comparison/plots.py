@@ -230,7 +230,8 @@ def _losses(models: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
     seen: list[float] = []
     for run in (run for model in models for run in model["curves"]):
         late = run["losses"][-1][0] / 10
-        seen += np.quantile([loss for step, loss in run["losses"] if step >= late], [0.01, 0.99])
+        losses = [loss for step, loss in run["losses"] if step >= late]
+        seen += np.quantile(losses, [0.01, 0.99]).tolist()
         seen += [each["loss"] for each in run["evaluations"]]
     margin = 0.05 * (max(seen) - min(seen)) or 0.05
     return min(seen) - margin, max(seen) + margin

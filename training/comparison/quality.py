@@ -95,7 +95,7 @@ def by_history(
 def _words(at: int, longest: int) -> str:
     """The lengths of a bin: 0, 1, 2-4, 5-9 ..."""
     low = EDGES[at]
-    high = min([edge - 1 for edge in EDGES[at + 1 :]][:1] + [longest])
+    high = min(EDGES[at + 1] - 1, longest) if at + 1 < len(EDGES) else longest
     return str(low) if low == high else f"{low}-{high}"
 
 

@@ -6,7 +6,6 @@ and what the plots show; ``timings`` alone differ when the same comparison is ma
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -24,7 +23,6 @@ from training.comparison.paired import over_seeds, over_users, redrawn, spread
 from training.comparison.quality import Cells
 from training.fit import Encoded, plain
 from training.run import Run
-from training.trainer import predict
 
 FORMAT = 1
 RANKING = ("gauc", "auc")
@@ -156,7 +154,7 @@ def _by_user(
     for done, entrant in enumerate(lineup.entrants):
         update("scores", done, len(lineup.entrants), {})
         runs = [order.run(entrant, seed) for seed in range(order.seeds)]
-        scores = np.stack([_scores(run, encoded) for run in runs])  # (seeds, I, tasks)
+        scores = np.stack([_scores(run) for run in runs])  # (seeds, I, tasks)
         for task, cells in enumerate(users):
             by_user[task][entrant.label] = cells.areas(test.label[:, task], scores[..., task])
         by_length[entrant.label] = lengths.areas(test.label[:, 0], scores[..., 0])
@@ -180,15 +178,9 @@ def _by_user(
     return bins
 
 
-def _scores(run: Run, encoded: Encoded) -> Floats:
-    """Probabilities [I, tasks] of the test impressions, whose logits are kept beside the run."""
-    path = run.folder / "test.npy"
-    if not path.exists():
-        logits = predict(run.network(encoded.encoder), encoded.sets["test"])
-        unfinished = path.with_name(".test.npy")
-        np.save(unfinished, logits, allow_pickle=False)
-        os.replace(unfinished, path)
-    return sigmoid(run.calibration().apply(np.load(path, allow_pickle=False)))
+def _scores(run: Run) -> Floats:
+    """Probabilities [I, tasks] of the test impressions."""
+    return sigmoid(run.calibration().apply(run.logits()))
 
 
 def _costs(
