@@ -46,7 +46,7 @@ def compare(
     from training.comparison.order import Order
 
     try:
-        lineup, _ = entrants.enter(data, models or [], baseline, setting or [])
+        lineup = entrants.enter(data, models or [], baseline, setting or [])
     except entrants.EntrantError as error:
         raise typer.BadParameter(str(error)) from None
 

@@ -85,9 +85,7 @@ def choose(specs: Sequence[Spec], baseline: str | None) -> str:
     return baseline
 
 
-def enter(
-    data: Path, texts: Sequence[str], baseline: str | None, given: Sequence[str]
-) -> tuple[Lineup, Schema]:
+def enter(data: Path, texts: Sequence[str], baseline: str | None, given: Sequence[str]) -> Lineup:
     """All entrants with their settings: the recipe's, over it ``given``, over that their own.
 
     Models that can't be made for the schema are refused where they were asked for, else left out.
@@ -114,7 +112,7 @@ def enter(
     if not entrants:
         raise EntrantError(f"--models: expected a model that {schema.name} allows: {left_out}")
     chosen = choose([spec for spec in specs if spec.label not in left_out], baseline)
-    return Lineup(tuple(entrants), chosen, left_out), schema
+    return Lineup(tuple(entrants), chosen, left_out)
 
 
 def _spec(text: str) -> Spec:

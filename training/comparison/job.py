@@ -55,7 +55,8 @@ def compare(order: Order, update: Update, tell: Callable[[str], None]) -> dict[s
     _train(order, encoded, about, update, tell)
     told = report(order, encoded, logs_digest, update)
     update("write", 0, 0, {})
-    _replace(order.out / JSON, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
+    _replace(order.out / JSON, f"{text}\n")
     _replace(order.out / HTML, page.html(told))
     return told
 

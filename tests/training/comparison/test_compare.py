@@ -206,7 +206,7 @@ def test_a_killed_comparison_goes_on_to_the_same_report(
     the reports are there: what is left is done, and all is as if nothing had happened.
 
     Exporting takes seconds; graphs are those of the whole comparison."""
-    lineup, _ = entrants.enter(data, MODELS, None, SETTINGS)
+    lineup = entrants.enter(data, MODELS, None, SETTINGS)
     order = Order(data, tmp_path / "out", lineup, 2, 1)
     words = [str(each) for each in arguments(data, order.out, "--seeds", 2)]
     second = order.out / "runs" / "base" / "seed-0"

@@ -81,7 +81,7 @@ def test_an_option_that_cannot_be_is_refused(data: Path, options: str, expected:
 
 def test_a_model_s_own_options_go_over_the_common_ones(data: Path) -> None:
     """And these over the recipe."""
-    lineup, _ = enter(data, ["din:dim=8", "base"], None, ["dim=4", "epochs=0.5"])
+    lineup = enter(data, ["din:dim=8", "base"], None, ["dim=4", "epochs=0.5"])
     one, two = lineup.entrants
     assert isinstance(one.config, DINConfig)
     assert (one.config.dim, two.config.dim) == (8, 4)
@@ -108,7 +108,7 @@ def test_a_model_that_a_schema_does_not_allow(data: Path, monkeypatch: pytest.Mo
         return real(config, schema, sizes)
 
     monkeypatch.setattr(module, "make", picky)
-    lineup, _ = enter(data, [], None, [])
+    lineup = enter(data, [], None, [])
     assert lineup.left_out == {"din": "din needs two tasks"}
     assert [each.label for each in lineup.entrants] == [name for name in CONFIGS if name != "din"]
     for texts, baseline in ((["din"], None), ([], "din")):
