@@ -26,7 +26,7 @@ from tests.support import ROOT
 from training import metrics
 from training.__main__ import main
 from training.comparison import command as command_module
-from training.comparison import cost, entrants, job, plots
+from training.comparison import cost, entrants, job, page, plots
 from training.comparison.order import Order
 from training.comparison.paired import over_seeds
 from training.logs import Logs
@@ -187,6 +187,7 @@ def test_nothing_is_trained_twice(
         return real(run, encoded, about, *rest, **more)
 
     monkeypatch.setattr(job, "train", counted)
+    monkeypatch.setattr(page, "html", lambda report: "")  # plots take seconds
     monkeypatch.setattr(cost, "export", lambda *_: pytest.fail("exported again"))
     assert command(*arguments(data, out, "--seeds", 2)) == 0
     assert trained == []
@@ -205,7 +206,7 @@ def test_a_killed_comparison_goes_on_to_the_same_report(
     """kill -9 inside the second run, and an end while scores are read, between exports and before
     the reports are there: what is left is done, and all is as if nothing had happened.
 
-    Exporting takes seconds; graphs are those of the whole comparison."""
+    Exporting and plots take seconds; graphs are those of the whole comparison."""
     lineup = entrants.enter(data, MODELS, None, SETTINGS)
     order = Order(data, tmp_path / "out", lineup, 2, 1)
     words = [str(each) for each in arguments(data, order.out, "--seeds", 2)]
@@ -228,6 +229,7 @@ def test_a_killed_comparison_goes_on_to_the_same_report(
 
     monkeypatch.setattr(cost, "export", exported)
     monkeypatch.setattr(cost, "parity", lambda *_: {})
+    monkeypatch.setattr(page, "html", lambda report: "")
     for stage in ("all runs", "scores", "export", "write"):
 
         def update(now: str, done: int, *_: object, stage: str = stage) -> None:
