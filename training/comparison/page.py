@@ -186,7 +186,7 @@ def _pictures(report: Report) -> list[str]:
     parts = [
         "<h2>Training curves</h2>",
         _image(plots.curves(report), "Losses and validation ranking of each model by step"),
-        "<p>A line for each seed. A model over-fits where its training loss goes on falling while "
+        "<p>A line for each seed; the training loss is averaged over fortieths. A model over-fits where its training loss goes on falling while "
         "its validation loss rises or its validation ranking falls; the large dot is the step "
         "whose weights are kept. Dropout makes the training loss look higher than it is."
         f"{mean}</p>",

@@ -19,6 +19,7 @@ Report = Mapping[str, Any]
 TRAIN, VALIDATION, MARK = "#1b6ca8", "#b0413e", "#6b6b6b"
 COLUMNS = 4
 CATEGORIES = 8
+POINTS = 40
 
 
 def curves(report: Report) -> bytes:
@@ -225,13 +226,11 @@ def _grid(count: int) -> tuple[int, int]:
 
 
 def _losses(models: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
-    """The losses that are shown: without the first tenth of training, which would dwarf the rest,
-    and without single outliers."""
+    """The losses that are shown: without the first tenth of training, which would dwarf the rest."""
     seen: list[float] = []
     for run in (run for model in models for run in model["curves"]):
         late = run["losses"][-1][0] / 10
-        losses = [loss for step, loss in run["losses"] if step >= late]
-        seen += np.quantile(losses, [0.01, 0.99]).tolist()
+        seen += [loss for step, loss in zip(*_smooth(run["losses"]), strict=True) if step >= late]
         seen += [each["loss"] for each in run["evaluations"]]
     margin = 0.05 * (max(seen) - min(seen)) or 0.05
     return min(seen) - margin, max(seen) + margin
@@ -262,8 +261,13 @@ def _bars(axes: Axes, report: Report, bins: Sequence[int]) -> None:
     axes.set_xlabel("behaviours that the impression sees")
 
 
-def _columns(pairs: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+def _smooth(losses: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Steps and losses, each the mean of a stretch of a fortieth of them."""
+    step, loss = np.asarray(losses, np.float64).T
+    weight = np.diff(step, prepend=0)  # each is the mean of the steps since the one before
+    parts = np.array_split(np.arange(len(step)), min(POINTS, len(step)))
+    means = [float(np.average(loss[part], weights=weight[part])) for part in parts]
+    return [float(step[part].mean()) for part in parts], means
 
 
 def _colour(at: int) -> Any:
