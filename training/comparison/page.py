@@ -171,7 +171,7 @@ def _costs(report: Report) -> list[str]:
         f"Latency is of one call of the exported graph in onnxruntime {machine['onnxruntime']} on "
         f"one CPU thread: {of['candidates']} candidates of a user with {of['behaviours']} "
         f"behaviours; median and quartiles of {of['calls']} calls, the models taking turns. "
-        f"Training ran on {report['threads']} threads. {machine['cpu'] or 'CPU not known'}, "
+        f"Threads of training: {report['threads']}. {machine['cpu'] or 'CPU not known'}, "
         f"{machine['cores']} cores, PyTorch {machine['torch']}."
     )
     return [_table(heads, rows), f"<p>{escape(words)}</p>"]
@@ -186,7 +186,8 @@ def _pictures(report: Report) -> list[str]:
     parts = [
         "<h2>Training curves</h2>",
         _image(plots.curves(report), "Losses and validation ranking of each model by step"),
-        "<p>A line for each seed; the training loss is averaged over fortieths. A model over-fits where its training loss goes on falling while "
+        "<p>A line for each seed; the training loss is averaged over fortieths of the steps. A model "
+        "over-fits where its training loss goes on falling while "
         "its validation loss rises or its validation ranking falls; the large dot is the step "
         "whose weights are kept. Dropout makes the training loss look higher than it is."
         f"{mean}</p>",

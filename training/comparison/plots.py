@@ -37,9 +37,7 @@ def curves(report: Report) -> bytes:
                 axes.set_visible(True)
             for seed, run in enumerate(model["curves"]):
                 named = {"label": "training"} if not seed else {}
-                losses.plot(
-                    *_columns(run["losses"]), color=TRAIN, linewidth=0.8, alpha=0.6, **named
-                )
+                losses.plot(*_smooth(run["losses"]), color=TRAIN, linewidth=1, **named)
                 steps = [each["step"] for each in run["evaluations"]]
                 named = {"label": "validation"} if not seed else {}
                 for of, key, more in ((losses, "loss", named), (gauc, "gauc", {})):
@@ -226,7 +224,7 @@ def _grid(count: int) -> tuple[int, int]:
 
 
 def _losses(models: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
-    """The losses that are shown: without the first tenth of training, which would dwarf the rest."""
+    """The losses that are shown: the first tenth of training would dwarf the rest."""
     seen: list[float] = []
     for run in (run for model in models for run in model["curves"]):
         late = run["losses"][-1][0] / 10
