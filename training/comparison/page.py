@@ -186,11 +186,10 @@ def _pictures(report: Report) -> list[str]:
     parts = [
         "<h2>Training curves</h2>",
         _image(plots.curves(report), "Losses and validation ranking of each model by step"),
-        "<p>A line for each seed; the training loss is averaged over fortieths of the steps. A model "
-        "over-fits where its training loss goes on falling while "
-        "its validation loss rises or its validation ranking falls; the large dot is the step "
-        "whose weights are kept. Dropout makes the training loss look higher than it is."
-        f"{mean}</p>",
+        "<p>A line for each seed; the training loss is averaged over fortieths of the steps. "
+        "A model over-fits where its training loss goes on falling while its validation loss rises "
+        "or its validation ranking falls; the large dot is the step whose weights are kept. "
+        f"Dropout makes the training loss look higher than it is.{mean}</p>",
         "<h2>Reliability</h2>",
         _image(plots.reliability(report), "Mean label by mean probability of each model"),
         "<p>Test impressions in 20 bins of equal count by their probability, seeds averaged: below "
