@@ -1,5 +1,6 @@
 """The offline job's commands: prepare, fit, evaluate, export, push, each of which reads what the
-last one left. Those of the closed loop are in `training.loop_commands`.
+last one left. Those of the closed loop are in `training.loop_commands`, and `compare` is in
+`training.comparison.command`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 
 from training import loop_commands
+from training.comparison import command
 from training.loop_commands import complain
 
 # Threads that wait by spinning take the cores from those that work; read when torch is loaded.
@@ -218,6 +220,7 @@ def push(
     console.print(f"{found.name}: versions {versions}; the labels are there", soft_wrap=True)
 
 
+command.add_to(app)
 loop_commands.add_to(app)
 
 

@@ -35,7 +35,7 @@ from terminal.progress import Update
 from training import gate_report, record, state
 from training.compare import Evidence
 from training.evidence import first_labels, gather, rows, same_impressions
-from training.fit import plain, train
+from training.fit import encode, plain, train
 from training.gate import Rules, Verdict, judge, too_few
 from training.lease import Lease
 from training.logs import Logs
@@ -293,7 +293,9 @@ def _train(
     if run.found(about) and run.results():
         return
     start = state.find(repository.folder, about["warm"]) if about["warm"] else None
-    train(run, logs, about, update, start=start, forget_days=order.forget_days)
+    data = Path(about["data"])
+    encoded = encode(logs, data, update, start=start, forget_days=order.forget_days)
+    train(run, encoded, about, update, start=start)
 
 
 def _evidence(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from training.dataset import Dataset
 Report = Callable[[str, int, int, dict[str, float]], None]
 EVALUATION_SIZE = 512  # 4096 takes 2.5 times as long on MovieLens-1M: pairs no longer fit the cache
 EVALUATION_BLOCK = 64
+LOSSES = 300  # points of the training loss that a run keeps, and one more at each evaluation
 
 
 class TrainingError(RuntimeError):
@@ -57,13 +58,15 @@ class FitConfig:
 class Progress:
     """Where training stands; what a checkpoint keeps beside tensors.
 
-    Without both labels in validation ``best_gauc`` is what stands in for it: less the log loss.
+    ``losses`` are [step, mean training loss of the steps since the last of them]. Without both
+    labels in validation ``best_gauc`` is what stands in for it: less the log loss.
     """
 
     step: int = 0
     best_step: int = 0
     best_gauc: float = -1.0
     evaluations: list[dict[str, float]] | None = None
+    losses: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
     impressions: int = 0
     done: bool = False
@@ -112,7 +115,8 @@ class Trainer:
         """
         self._resume()
         every = max(1, self.steps_per_epoch // self.config.evaluations)
-        at = self.progress
+        stretch = ceil(self.steps / LOSSES)
+        at, recent = self.progress, list[float]()
         if self.warm and not at.evaluations:
             self._evaluate(report)
         begin = time.perf_counter()
@@ -120,6 +124,7 @@ class Trainer:
             if at.done:
                 break
             loss = self._step(batch, label)
+            recent.append(loss)
             at.seconds += time.perf_counter() - begin
             report(
                 "train",
@@ -127,7 +132,11 @@ class Trainer:
                 round(len(self.data["train"]) * self.config.epochs),
                 {"loss": loss},
             )
-            if at.step % every == 0 or at.step == self.steps:
+            evaluated = at.step % every == 0 or at.step == self.steps
+            if evaluated or at.step % stretch == 0:  # a checkpoint then holds all losses so far
+                at.losses.append((at.step, round(sum(recent) / len(recent), 6)))
+                recent.clear()
+            if evaluated:
                 self._evaluate(report)
                 self._save()
             begin = time.perf_counter()
@@ -205,8 +214,9 @@ class Trainer:
         # Where no user has both labels the AUC of all has to do; with one label the log loss.
         scores = [each.get("gauc", each.get("auc", -each["log_loss"])) for each in per_task]
         gauc = float(np.mean(scores))
+        loss = float(np.mean([each["log_loss"] for each in per_task]))
         assert at.evaluations is not None
-        at.evaluations.append({"step": at.step, **per_task[0], "gauc": gauc})
+        at.evaluations.append({"step": at.step, **per_task[0], "gauc": gauc, "loss": loss})
         if gauc > at.best_gauc or not self.best:
             at.best_gauc, at.best_step = gauc, at.step
             self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
@@ -244,7 +254,8 @@ class Trainer:
                 states.setdefault(int(index), {})[field] = int(tensor) if plain else tensor
             optimiser.load_state_dict({**whole, "state": states})
         torch.set_rng_state(parts["generator"][""])
-        self.progress = Progress(**state)
+        losses = [(step, loss) for step, loss in state.pop("losses", [])]
+        self.progress = Progress(**state, losses=losses)
 
 
 def predict(

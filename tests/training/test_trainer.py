@@ -98,10 +98,31 @@ def test_a_killed_run_goes_on_to_the_same_weights(sets: dict[str, Dataset], tmp_
     assert first[0] == 26
     assert resumed == expected
     assert progress.evaluations == uninterrupted.evaluations
+    assert progress.losses == uninterrupted.losses
     assert (progress.best_step, progress.impressions) == (
         uninterrupted.best_step,
         uninterrupted.impressions,
     )
+
+
+def test_losses_are_thinned_to_means(
+    sets: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A point is the mean loss of the steps since the last; one stands at each evaluation."""
+    monkeypatch.setattr("training.trainer.LOSSES", 10)  # 30 steps: every third
+    seen: list[float] = []
+
+    def report(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if stage == "train":
+            seen.append(figures["loss"])
+
+    _, progress = trained(trainer(sets, tmp_path), report)
+    ends = sorted({*range(3, 31, 3), *range(EVERY, 31, EVERY)})
+    assert [step for step, _ in progress.losses] == ends
+    for (step, loss), before in zip(progress.losses, [0, *ends], strict=False):
+        assert loss == pytest.approx(np.mean(seen[before:step]), abs=1e-6)
+    validation = (progress.evaluations or [])[-1]
+    assert validation["loss"] == validation["log_loss"]  # of one task
 
 
 def test_a_run_killed_after_its_last_step_is_done(sets: dict[str, Dataset], tmp_path: Path) -> None:
