@@ -21,7 +21,7 @@ from training.dataset import Dataset, build, learn_encoder
 from training.drift import HISTOGRAM, histogram
 from training.golden import golden_requests
 from training.logs import Logs, LogsError
-from training.recipe import settings
+from training.recipe import hold, settings
 from training.run import Run, RunError
 from training.state import State
 from training.trainer import FitConfig, Trainer, predict
@@ -47,10 +47,11 @@ def fit(
     update("read", 0, 0, {})
     logs = Logs.read(data)
     config, how = settings(logs.schema.name, model, given)
+    hold(logs.schema, config, how)
     about = {
         "model": model,
         "options": plain(asdict(config)),
-        "fit": asdict(how),
+        "fit": plain(asdict(how)),
         "seed": seed,
         "threads": threads,
         "data": str(data.resolve()),
@@ -78,7 +79,7 @@ def train(
     With the state of an earlier version it goes on from there: see `training.carry`. Ids not seen
     for ``forget_days`` get no row.
     """
-    config, how = configure(about["model"], about["options"]), FitConfig(**about["fit"])
+    config, how = configure(about["model"], about["options"]), FitConfig.of(about["fit"])
     update("encode", 0, 0, {})
     seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days)
     encoder = learn_encoder(logs, seen)
