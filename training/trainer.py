@@ -110,7 +110,7 @@ class Trainer:
         self.counts = {
             name: torch.from_numpy(count) for name, count in data["train"].occurrences().items()
         }
-        weights = torch.tensor(config.task_weights)
+        weights = torch.tensor(config.task_weights, dtype=torch.float32)
         self.task_weights = weights / weights.mean() if config.task_weights else None
         self.best: dict[str, Tensor] = {}
         self.progress = Progress(evaluations=[])
