@@ -316,6 +316,7 @@ def test_what_goes_wrong_is_one_line(
         "prepare --source parquet --out out --path data --schema data/schema.toml --column user",
         "prepare --source movielens-1m --out out",
         "prepare --source films --out out",
+        "prepare --source parquet --conversions --out out --path data --schema data/schema.toml",
         "fit --data data",
         "fit --data data --out out --seed -1",
         "sleep",
