@@ -244,25 +244,22 @@ def test_the_loss_weighs_tasks_by_their_ratio(
     """The mean over impressions of each task's log loss, weighed; alike where nothing is said."""
     config = replace(CONFIG, task_weights=weights)
     made = trainer(two_tasks, tmp_path, config=config, dropout=0.0, embedding_dropout=0.0)
-    label = two_tasks["train"].label
-    losses: list[float] = []
-    expected: list[float] = []
-
-    def report(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
-        losses.append(figures.get("loss", 0))
-
-    batch, at = two_tasks["train"].batch(*two_tasks["train"].plan(CONFIG.size, 4, (0, 0))[0])
+    train = two_tasks["train"]
+    batch, at = train.batch(*train.plan(config.size, config.block, (0, 0))[0])
     with torch.no_grad():
-        p = torch.sigmoid(made.network.train()(Tensors.of(batch))[0]).double().numpy()
-    each = metrics.losses(label[at].ravel(), p.ravel()).reshape(p.shape).mean(0)
-    expected.append(float(np.average(each, weights=weights or None)))
+        p = torch.sigmoid(made.network.train()(Tensors.of(batch))[0]).numpy()
+    by_task = metrics.losses(train.label[at], p).mean(0)
+    told: list[float] = []
+
+    def first_step(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+        told.append(figures["loss"])
+        raise StopIteration
+
     with pytest.raises(StopIteration):
-        made.fit(lambda *call: (report(*call), _stop()))
-    assert losses == pytest.approx(expected, abs=1e-6)
-
-
-def _stop() -> None:
-    raise StopIteration
+        made.fit(first_step)
+    assert abs(by_task[0] - by_task[1]) > 1e-3
+    expected = np.average(by_task, weights=weights or None)
+    assert told == [pytest.approx(expected, abs=1e-6)]
 
 
 def test_the_best_weights_are_those_of_the_best_mean_over_tasks(
