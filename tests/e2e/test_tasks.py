@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ import polars as pl
 import pytest
 
 from model.contract.ids import keys
+from model.contract.repository import Repository
 from tests.e2e.test_line import command
 from tests.support import Service, running_redis
+from training.evidence import gather
+from training.logs import Logs
+from training.run import Run
+from training.window import Window
 
 TASKS = ("ctr", "conversion")
 
@@ -118,3 +124,22 @@ def test_each_task_is_measured(line: Path) -> None:
     assert len(about["calibration"]["slope"]) == 2
     assert about["fit"]["task_weights"] == [1, 2]
     assert about["options"]["product_of"] == ["ctr"]
+
+
+def test_the_gate_compares_tasks_of_the_same_name(line: Path) -> None:
+    """What the run and its published version say of the test impressions, for each task."""
+    logs, run = Logs.read(line / "data"), Run(line / "run")
+    version = Repository.find(line / "repository").open(1)
+    window = Window(date(1970, 1, 1), date(1970, 1, 2))
+    found = gather(run, logs, version, logs, version.metrics, window)
+    predictions = pl.read_parquet(line / "predictions.parquet")
+    assert list(found) == list(TASKS)
+    for task, evidence in found.items():
+        expected = predictions[f"{task}_probability"].to_numpy()
+        np.testing.assert_allclose(evidence.candidate, expected, atol=1e-6)
+        np.testing.assert_allclose(evidence.current, expected, atol=1e-5)
+        assert evidence.label.tolist() == predictions[f"{task}_label"].to_list()
+    promised = version.metrics["test"]
+    assert found["conversion"].promised == {
+        name: promised[f"conversion.{name}"] for name in ("gauc", "auc")
+    }
