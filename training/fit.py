@@ -86,6 +86,7 @@ def train(
     sets = build(logs, encoder)
     for split, part in sets.items():
         _need(Path(about["data"]), split, part)
+    _need_both_labels(Path(about["data"]), logs, sets["train"])
     run.start(logs.schema_text, encoder, golden_requests(logs), about)
     torch.manual_seed(about["seed"])
     sizes = {name: table.size for name, table in encoder.tables.items()}
@@ -210,7 +211,18 @@ def _measure(
 
 def _need(data: Path, split: str, part: Dataset) -> None:
     if not len(part):
-        raise LogsError(str(data / "events.parquet"), "split", f"impressions with split {split}")
+        expected = f"impressions with split {split}, found none"
+        raise LogsError(str(data / "events.parquet"), "split", expected)
+
+
+def _need_both_labels(data: Path, logs: Logs, train: Dataset) -> None:
+    """Of one task at least: with one class there is nothing to learn."""
+    low, high = train.label.min(0), train.label.max(0)
+    if (low == high).all():
+        tasks = logs.schema.tasks
+        seen = ", ".join(f"{task} {label:.0f}" for task, label in zip(tasks, low, strict=True))
+        expected = f"both labels of some task among the train impressions, found only {seen}"
+        raise LogsError(str(data / "events.parquet"), tasks[0], expected)
 
 
 def _digest(data: Path) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from model.layers import Dice
+from model.layers import Dice, Dropout
 
 
 class FoldedDice(nn.Module):
@@ -50,7 +50,7 @@ def fold(layers: Iterable[nn.Module]) -> nn.Sequential:
 
     Dropout is left out. The gain of a last Dice, which no linear layer takes in, stays a factor.
     """
-    kept = [each for each in layers if not isinstance(each, nn.Dropout)]
+    kept = [each for each in layers if not isinstance(each, Dropout)]
     gain = torch.ones((), dtype=torch.float64)
     folded: list[nn.Module] = []
     for each in kept:

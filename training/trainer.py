@@ -68,7 +68,10 @@ class FitConfig:
 
 @dataclass
 class Progress:
-    """Where training stands; what a checkpoint keeps beside tensors."""
+    """Where training stands; what a checkpoint keeps beside tensors.
+
+    Without both labels in validation ``best_gauc`` is what stands in for it: less the log loss.
+    """
 
     step: int = 0
     best_step: int = 0
@@ -214,8 +217,9 @@ class Trainer:
             metrics.all_metrics(data.user, data.label[:, task], sigmoid(logit[:, task]))
             for task in range(logit.shape[1])
         ]
-        # Where no user has both labels the AUC over all of them has to do.
-        gauc = float(np.mean([each.get("gauc", each.get("auc", 0.0)) for each in per_task]))
+        # Where no user has both labels the AUC of all has to do; with one label the log loss.
+        scores = [each.get("gauc", each.get("auc", -each["log_loss"])) for each in per_task]
+        gauc = float(np.mean(scores))
         assert at.evaluations is not None
         at.evaluations.append({"step": at.step, **per_task[0], "gauc": gauc})
         if gauc > at.best_gauc or not self.best:
