@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from training.logs import Logs
+from training.logs import Logs, LogsError
 from training.world import World
 
 
@@ -182,3 +183,14 @@ def test_the_probability_of_a_conversion_follows_from_interest_price_and_budget(
         checked += 1
     assert checked == 200
     assert set(buyers.items["price"]) == set(buyers.users["budget"]) == set("01234")
+
+
+def test_the_probabilities_of_all_tasks_are_kept_and_held_to_be_some(
+    buyers: Logs, tmp_path: Path
+) -> None:
+    """What is written is read again; a probability of the second task above 1 is refused."""
+    buyers.write(tmp_path)
+    assert Logs.read(tmp_path).events.equals(buyers.events)
+    wrong = buyers.events.with_columns(pl.col("conversion.probability") + 1)
+    with pytest.raises(LogsError, match=r"conversion.probability: expected numbers from 0 to 1"):
+        dataclasses.replace(buyers, events=wrong).check()
