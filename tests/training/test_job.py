@@ -278,6 +278,12 @@ def broken_schema(folder: Path) -> None:
         (None, "fit --data data --out out --model dien", "--model: expected one of din, base"),
         (None, "fit --data data --out out --set colour=red", "--set colour: expected an option"),
         (None, "fit --data data --out out --set head=[]", "--set head: expected a value like"),
+        (None, "fit --data data --out out --set task_weights=[1]", "for each task: click, buy"),
+        (
+            None,
+            "fit --data data --out out --model mmoe --set product_of=['buy']",
+            "--set product_of: expected for buy one of click, not 'buy'",
+        ),
         (None, "evaluate --run none", "none: no readable run.json"),
         (None, "evaluate --run run --predictions no/such.parquet", "No such file"),
         (another_schema, "evaluate --run run --data data", "trained on another schema"),
