@@ -180,18 +180,28 @@ class History(nn.Module):
         return item * (1 + scale) + shift
 
 
-class Head(nn.Module):
-    """The MLP on top: (C, width) to logits (C, tasks)."""
+class MLP(nn.Module):
+    """Layers with an activation after each: (C, width) to (C, hidden[-1])."""
 
     def __init__(
-        self, width: int, hidden: tuple[int, ...], kind: Activation, dropout: float, tasks: int
+        self, width: int, hidden: tuple[int, ...], kind: Activation, dropout: float
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for size in hidden:
             layers += [nn.Linear(width, size), activation(kind, size), Dropout(dropout)]
             width = size
-        self.layers = nn.Sequential(*layers, nn.Linear(width, tasks))
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+
+class Head(MLP):
+    """The MLP on top: (C, width) to logits (C, tasks)."""
+
+    def __init__(
+        self, width: int, hidden: tuple[int, ...], kind: Activation, dropout: float, tasks: int
+    ) -> None:
+        super().__init__(width, hidden, kind, dropout)
+        self.layers.append(nn.Linear(hidden[-1], tasks))

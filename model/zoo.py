@@ -9,8 +9,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from model.base import BaseConfig
 from model.din import DINConfig
 from model.network import NetworkConfig
+from model.tasks import ESMMConfig, MMoEConfig, PLEConfig, SharedBottomConfig
 
-CONFIGS: dict[str, type[NetworkConfig]] = {"din": DINConfig, "base": BaseConfig}
+CONFIGS: dict[str, type[NetworkConfig]] = {
+    "din": DINConfig,
+    "base": BaseConfig,
+    "shared_bottom": SharedBottomConfig,
+    "mmoe": MMoEConfig,
+    "esmm": ESMMConfig,
+    "ple": PLEConfig,
+}
 
 
 def configure(name: str, options: Mapping[str, Any]) -> NetworkConfig:
@@ -24,7 +32,10 @@ def configure(name: str, options: Mapping[str, Any]) -> NetworkConfig:
         choices = get_args(kinds[key]) if get_origin(kinds[key]) is Literal else ()
         if choices and value not in choices:
             raise ValueError(f"{key}: expected one of {', '.join(choices)}")
-        if not choices and not _alike(value, known[key]):
+        if kinds[key] == tuple[str, ...]:
+            if not isinstance(value, (list, tuple)) or not all(type(v) is str for v in value):
+                raise ValueError(f"{key}: expected a list of names")
+        elif not choices and not _alike(value, known[key]):
             raise ValueError(f"{key}: expected a value like {known[key]!r}")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return CONFIGS[name](**values)

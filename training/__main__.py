@@ -68,6 +68,9 @@ def prepare(
         typer.Option(help="parquet: canonical=yours, for each column of yours with another name."),
     ] = None,
     users: Annotated[int, typer.Option(min=1, help="synthetic: number of users.")] = 2000,
+    conversions: Annotated[
+        bool, typer.Option("--conversions", help="synthetic: a second task, conversion.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of drawn negatives and synthetic worlds.")] = 0,
     max_bad_share: Annotated[
         float, typer.Option(min=0, max=1, help="Stop when more rows than this are malformed.")
@@ -92,9 +95,12 @@ def prepare(
     if partial and source not in official:
         raise typer.BadParameter(f"--partial: expected one of {', '.join(official)} as --source")
 
+    if conversions and source is not Source.synthetic:
+        raise typer.BadParameter("--conversions is for synthetic")
     with progress(console) as update:
         if source is Source.synthetic:
-            logs = world.World(users=users, seed=seed).logs(update=update)
+            made = world.World(users=users, seed=seed, conversions=conversions)
+            logs = made.logs(update=update)
         elif path is None:
             raise typer.BadParameter(f"--path is needed for {source}")
         elif source is Source.movielens_1m:
@@ -132,7 +138,7 @@ def prepare(
 def fit(
     data: Annotated[Path, typer.Option(help="Folder that prepare wrote.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; one that was killed goes on.")],
-    model: Annotated[str, typer.Option(help="din or base.")] = "din",
+    model: Annotated[str, typer.Option(help="din, base, ...: docs/models.md.")] = "din",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights, bit for bit.")] = 0,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, over the data set's recipe.")

@@ -22,7 +22,7 @@ from training.dataset import Dataset, build, learn_encoder
 from training.drift import HISTOGRAM, histogram
 from training.golden import golden_requests
 from training.logs import Logs, LogsError
-from training.recipe import settings
+from training.recipe import hold, settings
 from training.run import Run, RunError
 from training.state import State
 from training.trainer import FitConfig, Trainer, predict
@@ -59,6 +59,7 @@ def fit(
     update("read", 0, 0, {})
     logs = Logs.read(data)
     config, how = settings(logs.schema.name, model, given)
+    hold(logs.schema, config, how)
     about = describe(data, digest(data), model, config, how, seed, threads)
     run = Run(out)
     if run.found(about) and (finished := run.results()):
@@ -80,7 +81,7 @@ def describe(
     return {
         "model": model,
         "options": plain(asdict(config)),
-        "fit": asdict(how),
+        "fit": plain(asdict(how)),
         "seed": seed,
         "threads": threads,
         "data": str(data.resolve()),
@@ -126,7 +127,7 @@ def train(
     With the state of an earlier version it goes on from there: see `training.carry`. The test
     impressions' logits are kept beside it if asked for.
     """
-    config, how = configure(about["model"], about["options"]), FitConfig(**about["fit"])
+    config, how = configure(about["model"], about["options"]), FitConfig.of(about["fit"])
     logs, seen, encoder, sets = encoded.logs, encoded.seen, encoded.encoder, encoded.sets
     run.start(logs.schema_text, encoder, golden_requests(logs), about)
     torch.manual_seed(about["seed"])

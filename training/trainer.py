@@ -39,7 +39,11 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to train. Sizes count impressions, epochs may be parts of one; rates are Adam's."""
+    """How to train. Sizes count impressions, epochs may be parts of one; rates are Adam's.
+
+    ``task_weights`` is what each task's loss counts, in the schema's order; only their ratios
+    matter, and when empty all count alike.
+    """
 
     size: int = 512
     block: int = 8
@@ -52,6 +56,15 @@ class FitConfig:
     evaluations: int = 4
     patience: int = 4
     negatives_kept: float = 1.0
+    task_weights: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> FitConfig:
+        """From what TOML or JSON gives, where tuples are lists."""
+        found: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**found)
 
 
 @dataclass
@@ -103,6 +116,8 @@ class Trainer:
         self.counts = {
             name: torch.from_numpy(count) for name, count in data["train"].occurrences().items()
         }
+        weights = torch.tensor(config.task_weights, dtype=torch.float32)
+        self.task_weights = weights / weights.mean() if config.task_weights else None
         self.best: dict[str, Tensor] = {}
         self.progress = Progress(evaluations=[])
         self.steps_per_epoch = len(data["train"].plan(config.size, config.block, 0))
@@ -180,7 +195,7 @@ class Trainer:
         self._set_rates()
         network.train()
         logit, _ = network(batch)
-        loss = nn.functional.binary_cross_entropy_with_logits(logit, label)
+        loss = nn.functional.binary_cross_entropy_with_logits(logit, label, self.task_weights)
         value = float(loss.detach())
         if not np.isfinite(value):
             raise TrainingError(f"step {at.step + 1}: the loss is {value}; last checkpoint kept")

@@ -70,13 +70,22 @@ BASE = {
     f"base {pooling} {'product' if product else ''}": {"pooling": pooling, "product": product}
     for pooling, product in itertools.product(("sum", "mean"), (False, True))
 }
-VARIANTS = [*DIN, *BASE]
+PLAIN = {"attention": [4], "attention_activation": "sigmoid", "recency": False, "product": False}
+TASKS: dict[str, dict[str, Any]] = {
+    "shared_bottom relu": {**PLAIN, "bottom": [4, 3], "head_activation": "relu"},
+    "mmoe dice": {**PLAIN, "experts": 3, "expert": [4]},
+    "mmoe prelu within": {**PLAIN, "head_activation": "prelu", "product_of": ["click"]},
+    "ple dice": {**PLAIN, "layers": 3, "shared_experts": 1, "expert": [4, 3]},
+    "ple prelu one layer": {**PLAIN, "layers": 1, "task_experts": 1, "head_activation": "prelu"},
+    "esmm dice recency": {**PLAIN, "recency": True},
+}
+OPTIONS = {**DIN, **BASE, **TASKS}
+VARIANTS = list(OPTIONS)
 
 
 def network(variant: str, seed: int = 0) -> Network:
     """A network in float64 and eval mode whose every parameter matters."""
-    options = DIN.get(variant) or BASE[variant]
-    config = configure(variant.split(maxsplit=1)[0], {**SMALL, **options})
+    config = configure(variant.split(maxsplit=1)[0], {**SMALL, **OPTIONS[variant]})
     made = config.build(SCHEMA, SIZES).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -172,7 +172,7 @@ def test_one_candidate_of_unknown_ids_has_a_score(variant: str, length: int) -> 
     same(nets.logits(network, batch, dense=True), score)
 
 
-@pytest.mark.parametrize("variant", ["din raw dice recency product", "base sum "])
+@pytest.mark.parametrize("variant", ["din raw dice recency product", "base sum ", "ple dice"])
 def test_the_pad_row_stays_zero(variant: str) -> None:
     """Training with missing values everywhere moves the other rows, never the padding."""
     network = nets.network(variant).train()

@@ -35,6 +35,9 @@ def test_options_become_a_configuration() -> None:
         ("din", {"weights": "hard"}, "weights: expected one of raw, softmax"),
         ("din", {"head_activation": "swish"}, "head_activation: expected one of sigmoid"),
         ("base", {"pooling": "max"}, "pooling: expected one of sum, mean"),
+        ("mmoe", {"product_of": "click"}, "product_of: expected a list of names"),
+        ("ple", {"product_of": [1]}, "product_of: expected a list of names"),
+        ("ple", {"layers": 0}, "layers"),
         ("base", {"pooling": ["sum"]}, "pooling: expected one of sum, mean"),
     ],
 )

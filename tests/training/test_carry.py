@@ -43,9 +43,9 @@ def test_rows_go_by_key(old: set[int], new: set[int]) -> None:
     assert len(rows) == Vocabulary(after).size
 
 
-def outline(logs: Logs, seen: Mapping[str, Seen], **options: Any) -> Outline:
+def outline(logs: Logs, seen: Mapping[str, Seen], model: str = "din", **options: Any) -> Outline:
     config = {"dim": 4, "head": [8], "attention": [6], **options}
-    return Outline(logs.schema, "din", plain(asdict(configure("din", config))), seen)
+    return Outline(logs.schema, model, plain(asdict(configure(model, config))), seen)
 
 
 def network(of: Outline, seed: int = 0) -> Network:
@@ -198,6 +198,20 @@ def test_parts_of_another_form_are_fresh(
     found = carried(outline(shop_logs, seen), outline(shop_logs, seen, **options))
     assert {name.split(".")[0] for name in found.fresh} == fresh
     assert {name.split(".")[0] for name in found.weights}.isdisjoint(fresh)
+
+
+def test_what_a_task_is_the_product_of_decides_what_its_tower_means(shop_logs: Logs) -> None:
+    """Several tasks: all is carried to the same options, to others only what is embedded."""
+    seen = learn(shop_logs)
+    old = outline(shop_logs, seen, "ple", expert=[5])
+    found = carried(old, old)
+    assert found.fresh == ()
+    same = logits(loaded(old, found), shop_logs, seen)
+    assert torch.equal(same, logits(network(old), shop_logs, seen))
+    within = outline(shop_logs, seen, "ple", expert=[5], product_of=["click"])
+    found = carried(old, within)
+    assert {name.split(".")[0] for name in found.fresh} == {"interest", "head"}
+    assert {name.split(".")[0] for name in found.weights} == {"embeddings", "history"}
 
 
 def test_moments_go_with_their_rows(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.tensors import Tensors
 from model.zoo import configure
 from tests.kill import end, start
 from training import checkpoint, metrics
@@ -248,3 +249,50 @@ def test_attention_pays_in_a_world_of_several_interests(tmp_path: Path) -> None:
         score = predict(made.network, test)[:, 0]
         gauc[name] = metrics.gauc(test.user, test.label[:, 0], score)
     assert gauc["seeing"] > gauc["blind"] + 0.03
+
+
+@pytest.fixture(scope="module")
+def two_tasks() -> dict[str, Dataset]:
+    world = World(users=35, items=60, categories=8, interests=2, seed=1, conversions=True)
+    logs = world.logs(60)
+    return build(logs, learn_encoder(logs))
+
+
+@pytest.mark.parametrize("weights", [(), (1, 3), (0.5, 0.1)])
+def test_the_loss_weighs_tasks_by_their_ratio(
+    two_tasks: dict[str, Dataset], tmp_path: Path, weights: tuple[float, ...]
+) -> None:
+    """The mean over impressions of each task's log loss, weighed; alike where nothing is said."""
+    config = replace(CONFIG, task_weights=weights)
+    made = trainer(two_tasks, tmp_path, config=config, dropout=0.0, embedding_dropout=0.0)
+    train = two_tasks["train"]
+    batch, at = train.batch(*train.plan(config.size, config.block, (0, 0))[0])
+    with torch.no_grad():
+        p = torch.sigmoid(made.network.train()(Tensors.of(batch))[0]).numpy()
+    by_task = metrics.losses(train.label[at], p).mean(0)
+    told: list[float] = []
+
+    def first_step(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+        told.append(figures["loss"])
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        made.fit(first_step)
+    assert abs(by_task[0] - by_task[1]) > 1e-3
+    expected = np.average(by_task, weights=weights or None)
+    assert told == [pytest.approx(expected, abs=1e-6)]
+
+
+def test_the_best_weights_are_those_of_the_best_mean_over_tasks(
+    two_tasks: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """GAUC of clicks and of conversions count alike, whatever their weights in the loss."""
+    config = replace(CONFIG, rate=0.05, embedding_rate=0.05, task_weights=(1.0, 9.0))
+    made = trainer(two_tasks, tmp_path, config=config, model="mmoe", expert=[4])
+    progress = made.fit(silent)
+    data = two_tasks["validation"]
+    logit = predict(made.network, data)
+    of_task = [metrics.gauc(data.user, data.label[:, task], logit[:, task]) for task in range(2)]
+    assert progress.best_gauc == pytest.approx(np.mean(of_task), abs=1e-12)
+    gaucs = [each["gauc"] for each in progress.evaluations or []]
+    assert progress.best_gauc == max(gaucs) > min(gaucs)

@@ -14,7 +14,7 @@ from pathlib import Path
 from model.contract.schema import Schema
 from model.network import NetworkConfig
 from model.zoo import CONFIGS
-from training.recipe import SettingError, settings
+from training.recipe import SettingError, hold, settings
 from training.trainer import FitConfig
 
 LONGEST_LABEL = 100
@@ -95,25 +95,28 @@ def enter(data: Path, texts: Sequence[str], baseline: str | None, given: Sequenc
     specs = read(texts)
     choose(specs, baseline)
     schema = Schema.load(data / "schema.toml")
-    sizes = dict.fromkeys(schema.tables, 3)  # enough to see whether a network can be made
     entrants, left_out = [], {}
     for spec in specs:
         try:
             config, how = settings(schema.name, spec.model, [*given, *spec.options])
-            config.build(schema, sizes)
         except SettingError as error:
-            said = str(error).removeprefix("--set ")
-            raise EntrantError(f"--models {spec.label!r}: {said}") from None
-        except ValueError as error:
+            raise EntrantError(f"--models {spec.label!r}: {_said(error)}") from None
+        try:
+            hold(schema, config, how)
+        except SettingError as error:
             if texts or spec.label == baseline:
-                raise EntrantError(f"--models {spec.label!r}: {error}") from None
-            left_out[spec.label] = str(error)
+                raise EntrantError(f"--models {spec.label!r}: {_said(error)}") from None
+            left_out[spec.label] = _said(error)
             continue
         entrants.append(Entrant(spec.label, spec.folder, spec.model, config, how))
     if not entrants:
         raise EntrantError(f"--models: expected a model that {schema.name} allows: {left_out}")
     chosen = choose([spec for spec in specs if spec.label not in left_out], baseline)
     return Lineup(tuple(entrants), chosen, left_out)
+
+
+def _said(error: SettingError) -> str:
+    return str(error).removeprefix("--set ")
 
 
 def _spec(text: str) -> Spec:
