@@ -125,7 +125,8 @@ class Trainer:
                 {"loss": loss},
             )
             if at.step % every == 0 or at.step == self.steps:
-                self._evaluate(report)
+                if not self._pretrains():  # else there is nothing yet to keep, nor to stop for
+                    self._evaluate(report)
                 self._save()
             begin = time.perf_counter()
         if self.best:
@@ -167,7 +168,7 @@ class Trainer:
         at, network = self.progress, self.network
         self._set_rates()
         network.train()
-        logit, _ = network(batch)
+        logit = network.pretrain(batch) if self._pretrains() else network(batch)[0]
         loss = nn.functional.binary_cross_entropy_with_logits(logit, label)
         value = float(loss.detach())
         if not np.isfinite(value):
@@ -183,6 +184,10 @@ class Trainer:
         at.step += 1
         at.impressions += len(label)
         return value
+
+    def _pretrains(self) -> bool:
+        """Whether the next step is of the stage before, which a warm network is beyond."""
+        return not self.warm and self.progress.step < self.network.pretraining * self.steps
 
     def _set_rates(self) -> None:
         share = self.progress.step / self.steps
