@@ -34,7 +34,15 @@ class PNNConfig(BaseConfig):
 
 
 @dataclass(frozen=True)
-class DeepFMConfig(BaseConfig):
+class FMConfig(BaseConfig):
+    """What models around an FM have in common: behaviours are averaged unless asked, as Rendle 2010
+    (figure 1) has several items of one kind sum up to 1."""
+
+    pooling: Literal["sum", "mean"] = "mean"
+
+
+@dataclass(frozen=True)
+class DeepFMConfig(FMConfig):
     """DeepFM (Guo et al. 2017, arXiv 1703.04247): an FM and a head over the same embeddings, added
     (equation 1)."""
 
@@ -45,7 +53,7 @@ class DeepFMConfig(BaseConfig):
 
 
 @dataclass(frozen=True)
-class FNNConfig(BaseConfig):
+class FNNConfig(FMConfig):
     """FNN (Zhang et al. 2016, arXiv 1601.02376): a head over what an FM has learnt.
 
     The first ``pretraining`` of the steps train the FM alone, and the others all of the network,
@@ -61,7 +69,7 @@ class FNNConfig(BaseConfig):
 
 
 @dataclass(frozen=True)
-class NFMConfig(BaseConfig):
+class NFMConfig(FMConfig):
     """Neural FM (He and Chua 2017, arXiv 1708.05027): a head over the `bi_interaction` alone, with
     an FM's linear terms added (equations 3 and 7)."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ class LRConfig(BaseConfig):
     """Logistic regression over ids, the weakest baseline of the paper (section 6.2); no embeddings
     and no head, so ``pooling`` is all there is to choose."""
 
+    pooling: Literal["sum", "mean"] = "mean"
     dim: int = field(default=1, init=False)
     product: bool = field(default=False, init=False)
     head: tuple[int, ...] = field(default=(), init=False)

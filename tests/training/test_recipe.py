@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
 from model.din import DINConfig
+from model.zoo import CONFIGS
 from training.recipe import FOLDER, SettingError, settings
 from training.trainer import FitConfig
 
@@ -20,10 +23,12 @@ def test_given_values_go_over_the_recipe_s() -> None:
 
 
 @pytest.mark.parametrize("schema", [*(path.stem for path in FOLDER.glob("*.toml")), "unheard-of"])
-@pytest.mark.parametrize("model", ["din", "base"])
+@pytest.mark.parametrize("model", CONFIGS)
 def test_every_recipe_is_valid(schema: str, model: str) -> None:
     """Each data set has settings of each model without any --set."""
     settings(schema, model, [])
+    path = FOLDER / f"{schema}.toml"
+    assert not path.exists() or model in tomllib.loads(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -59,5 +64,5 @@ def test_a_setting_that_cannot_be_is_refused(given: str, expected: str) -> None:
 
 def test_an_unknown_model_is_refused() -> None:
     """The error lists the models."""
-    with pytest.raises(SettingError, match="--model: expected one of din, base"):
+    with pytest.raises(SettingError, match="--model: expected one of lr, "):
         settings("unheard-of", "dien", [])
