@@ -57,7 +57,7 @@ class FNNConfig(FMConfig):
     """FNN (Zhang et al. 2016, arXiv 1601.02376): a head over what an FM has learnt.
 
     The first ``pretraining`` of the steps train the FM alone, and the others all of the network,
-    the FM's weights among it (sections 2.1 and 2.2).
+    the FM's weights among it (section 3.1).
     """
 
     pretraining: float = 0.3  # type: ignore[misc]
@@ -71,7 +71,7 @@ class FNNConfig(FMConfig):
 @dataclass(frozen=True)
 class NFMConfig(FMConfig):
     """Neural FM (He and Chua 2017, arXiv 1708.05027): a head over the `bi_interaction` alone, with
-    an FM's linear terms added (equations 3 and 7)."""
+    an FM's linear terms added (section 3.1)."""
 
     product: bool = field(default=False, init=False)
 
@@ -82,11 +82,11 @@ class NFMConfig(FMConfig):
 
 
 class Products(nn.Module):
-    """PNN's product layer: its head's first layer is ``W_z z + W_p p + b`` (Qu et al., equation 2),
-    z all fields one after the other.
+    """PNN's product layer: the head's first layer is ``W_z z + W_p p + b`` (Qu et al., section
+    III-A), z all fields one after the other.
 
     Inner: p is all ``<f_i, f_j>`` (section III-B). Outer: p is the superposition
-    ``sum_ij f_i f_j^T = s s^T`` with ``s = sum_i f_i`` (equation 13). Both are symmetric, so each
+    ``sum_ij f_i f_j^T = s s^T`` with ``s = sum_i f_i`` (section III-C). Both are symmetric, so each
     product is taken once, those of i with i among them. A count of 0 leaves a kind out.
     """
 
@@ -133,7 +133,7 @@ class DeepFM(FM):
 
 class FNN(FM):
     """All weights of the FM as the head's inputs: ``(w_0, z_1, ...)`` with ``z_i = (w_i, v_i)``
-    (Zhang et al., equations 3 and 4), in another order."""
+    (Zhang et al., section 3.1), in another order."""
 
     def __init__(self, schema: Schema, sizes: Mapping[str, int], mean: bool, inputs: int) -> None:
         super().__init__(schema, sizes, mean)
@@ -160,7 +160,7 @@ class NFM(nn.Module):
 
 def bi_interaction(fields: Tensor) -> Tensor:
     """``sum_i<j f_i * f_j`` (C, dim) of fields (C, F, dim), in linear time (Rendle 2010, lemma 3.1;
-    He and Chua 2017, equation 4)."""
+    He and Chua 2017, section 3.1)."""
     return (fields.sum(1).square() - fields.square().sum(1)) / 2
 
 

@@ -234,7 +234,7 @@ class Trainer:
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
         self.network.load_state_dict(parts["network"])
-        self.best = parts["best"]
+        self.best = parts.get("best", {})  # none before the first evaluation
         for name in ("sparse", "dense"):
             optimiser = getattr(self, name)
             whole = optimiser.state_dict()
