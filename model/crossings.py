@@ -20,7 +20,15 @@ from model.tensors import Tensors
 
 
 @dataclass(frozen=True)
-class PNNConfig(BaseConfig):
+class CrossedConfig(BaseConfig):
+    """Where fields are multiplied behaviours are averaged unless asked, as Rendle 2010 (figure 1)
+    has several items of one kind add up to 1: squares of long sums are large in float32."""
+
+    pooling: Literal["sum", "mean"] = "mean"
+
+
+@dataclass(frozen=True)
+class PNNConfig(CrossedConfig):
     """Product-based network (Qu et al. 2016, arXiv 1611.00144): IPNN with the ``inner`` products of
     the fields, OPNN with the ``outer`` one, PNN* with both."""
 
@@ -34,15 +42,7 @@ class PNNConfig(BaseConfig):
 
 
 @dataclass(frozen=True)
-class FMConfig(BaseConfig):
-    """What models around an FM have in common: behaviours are averaged unless asked, as Rendle 2010
-    (figure 1) has several items of one kind sum up to 1."""
-
-    pooling: Literal["sum", "mean"] = "mean"
-
-
-@dataclass(frozen=True)
-class DeepFMConfig(FMConfig):
+class DeepFMConfig(CrossedConfig):
     """DeepFM (Guo et al. 2017, arXiv 1703.04247): an FM and a head over the same embeddings, added
     (equation 1)."""
 
@@ -53,7 +53,7 @@ class DeepFMConfig(FMConfig):
 
 
 @dataclass(frozen=True)
-class FNNConfig(FMConfig):
+class FNNConfig(CrossedConfig):
     """FNN (Zhang et al. 2016, arXiv 1601.02376): a head over what an FM has learnt.
 
     The first ``pretraining`` of the steps train the FM alone, and the others all of the network,
@@ -69,7 +69,7 @@ class FNNConfig(FMConfig):
 
 
 @dataclass(frozen=True)
-class NFMConfig(FMConfig):
+class NFMConfig(CrossedConfig):
     """Neural FM (He and Chua 2017, arXiv 1708.05027): a head over the `bi_interaction` alone, with
     an FM's linear terms added (section 3.1)."""
 

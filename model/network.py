@@ -107,7 +107,7 @@ class Network(nn.Module):
         return logit
 
     def inputs(self, batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-        """What a crossing gets: all fields (C, F, dim) and x (C, X); and the behaviours' weights."""
+        """What a crossing gets, fields (C, F, dim) and x (C, X), and the behaviours' weights."""
         rows = batch.behaviours() if batch.dense is None else batch.history
         e = self.embedding_dropout(self.history(self.embeddings, rows))  # (B, D) or (U, L, D)
         q = self.embedding_dropout(self.embeddings("item", batch.item))  # (C, D)

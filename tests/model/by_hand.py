@@ -94,8 +94,8 @@ def linear_terms(w: Weights, prefix: str, batch: Batch, c: int, mean: bool) -> l
             w.row(own, "rating", row[4]),
             w.row(own, "action", row[5]),
         ]
-        for total, weight in zip(pooled, weights, strict=True):
-            total += weight * share(batch, c, mean)
+        for at, weight in enumerate(weights):
+            pooled[at] += weight * share(batch, c, mean)
     return shown(w, f"{prefix}.candidate", batch, c) + pooled
 
 

@@ -165,7 +165,9 @@ def test_weights_per_id_of_a_crossing_go_by_key(shop_logs: Logs) -> None:
     assert len(tables) == 4  # embeddings, the linear ones of candidate and behaviour, the crosses
     for table in tables:
         assert torch.equal(now.weights[table][rows >= 0], before[table][rows[rows >= 0]])
-        assert torch.equal(now.weights[table][rows < 0], fresh[table][rows < 0] + before[table][OOV])
+        assert torch.equal(
+            now.weights[table][rows < 0], fresh[table][rows < 0] + before[table][OOV]
+        )
 
 
 def test_a_crossing_of_other_options_is_fresh(shop_logs: Logs) -> None:
