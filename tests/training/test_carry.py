@@ -48,10 +48,13 @@ def outline(logs: Logs, seen: Mapping[str, Seen], **options: Any) -> Outline:
     return Outline(logs.schema, "din", plain(asdict(configure("din", config))), seen)
 
 
-def crossed(logs: Logs, seen: Mapping[str, Seen], **options: Any) -> Outline:
-    """The outline of a model with weights per id in its crossing."""
-    config = configure("wide_deep", {"dim": 4, "head": [8], **options})
-    return Outline(logs.schema, "wide_deep", plain(asdict(config)), seen)
+def crossed(
+    logs: Logs, seen: Mapping[str, Seen], model: str = "wide_deep", **options: Any
+) -> Outline:
+    """The outline of a model with weights per id beside its embeddings."""
+    small = {} if model == "lr" else {"dim": 4, "head": [8]}
+    config = configure(model, {**small, **options})
+    return Outline(logs.schema, model, plain(asdict(config)), seen)
 
 
 def network(of: Outline, seed: int = 0) -> Network:
@@ -150,19 +153,23 @@ def test_forgetting_moves_ids_to_the_row_of_unknown_ones(shop_logs: Logs) -> Non
     assert torch.allclose(one, two, atol=1e-6)
 
 
-def test_weights_per_id_of_a_crossing_go_by_key(shop_logs: Logs) -> None:
+@pytest.mark.parametrize(
+    ("model", "count"),  # embeddings, linear weights of candidate and behaviour, crosses
+    [("wide_deep", 4), ("fnn", 3), ("lr", 2)],
+)
+def test_weights_per_id_go_by_key(model: str, count: int, shop_logs: Logs) -> None:
     """The same outline scores the same, and a new id weighs about what unknown ones did."""
     every = learn(shop_logs)
-    of = crossed(shop_logs, every)
+    of = crossed(shop_logs, every, model)
     found = loaded(of, carried(of, of))
     assert torch.equal(logits(found, shop_logs, every), logits(network(of), shop_logs, every))
-    old = crossed(shop_logs, half(every))
+    old = crossed(shop_logs, half(every), model)
     before, now = network(old).state_dict(), carried(old, of)
     assert now.fresh == ()
     rows = rows_by_key(old.seen["item_id"].keys, every["item_id"].keys)
     fresh = network(of, 1).state_dict()
     tables = [name for name in before if name.endswith("tables.item_id.weight")]
-    assert len(tables) == 4  # embeddings, the linear ones of candidate and behaviour, the crosses
+    assert len(tables) == count
     for table in tables:
         assert torch.equal(now.weights[table][rows >= 0], before[table][rows[rows >= 0]])
         assert torch.equal(
