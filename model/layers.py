@@ -90,17 +90,22 @@ class Dropout(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """One embedding table per id table of users, items, ads and contexts.
+    """One embedding table per id table of the groups: by default users, items, ads and contexts.
 
     PAD rows are zero and stay zero; OOV rows start at zero and learn where the logs hold ids below
     their minimum count, else see `settle_unknown`. Gradients are sparse: a step touches just the
     rows that occur in it.
     """
 
-    def __init__(self, schema: Schema, sizes: Mapping[str, int], dim: int) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        sizes: Mapping[str, int],
+        dim: int,
+        groups: tuple[Group, ...] = ("user", "item", "ad", "context"),
+    ) -> None:
         super().__init__()
         self.schema, self.sizes, self.dim = schema, sizes, dim
-        groups: tuple[Group, ...] = ("user", "item", "ad", "context")
         used = {field.table: None for group in groups for field in schema.group(group)}
         self.tables = nn.ModuleDict(
             {name: nn.Embedding(sizes[name], dim, padding_idx=0, sparse=True) for name in used}

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from model.base import BaseConfig
+from model.crossings import DeepFMConfig, FNNConfig, NFMConfig, PNNConfig
 from model.din import DINConfig
+from model.linear import LRConfig, WideDeepConfig
 from model.network import NetworkConfig
 from model.tasks import ESMMConfig, MMoEConfig, PLEConfig, SharedBottomConfig
 
 CONFIGS: dict[str, type[NetworkConfig]] = {
-    "din": DINConfig,
+    "lr": LRConfig,
+    "fnn": FNNConfig,
+    "wide_deep": WideDeepConfig,
+    "pnn": PNNConfig,
+    "deepfm": DeepFMConfig,
+    "nfm": NFMConfig,
     "base": BaseConfig,
+    "din": DINConfig,
     "shared_bottom": SharedBottomConfig,
     "mmoe": MMoEConfig,
     "esmm": ESMMConfig,
@@ -22,11 +30,19 @@ CONFIGS: dict[str, type[NetworkConfig]] = {
 
 
 def configure(name: str, options: Mapping[str, Any]) -> NetworkConfig:
-    """The configuration of a model. Raises ValueError for an unknown model or option."""
+    """The configuration of a model. Raises ValueError for an unknown model or option.
+
+    What a model fixes may be said again, as run.json does, but not changed.
+    """
     if name not in CONFIGS:
         raise ValueError(f"model: expected one of {', '.join(CONFIGS)}, not {name!r}")
-    known, kinds = asdict(CONFIGS[name]()), get_type_hints(CONFIGS[name])
-    for key, value in options.items():
+    config, kinds = CONFIGS[name], get_type_hints(CONFIGS[name])
+    default = asdict(config())
+    known = {each.name: default[each.name] for each in fields(config) if each.init}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    fixed = {key: default[key] for key in default.keys() - known}
+    values = {k: v for k, v in values.items() if k not in fixed or v != fixed[k]}
+    for key, value in values.items():
         if key not in known:
             raise ValueError(f"{key}: expected an option of {name}: {', '.join(known)}")
         choices = get_args(kinds[key]) if get_origin(kinds[key]) is Literal else ()
@@ -37,8 +53,7 @@ def configure(name: str, options: Mapping[str, Any]) -> NetworkConfig:
                 raise ValueError(f"{key}: expected a list of names")
         elif not choices and not _alike(value, known[key]):
             raise ValueError(f"{key}: expected a value like {known[key]!r}")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    return CONFIGS[name](**values)
+    return config(**values)
 
 
 def _alike(value: Any, default: Any) -> bool:

@@ -152,7 +152,8 @@ class Trainer:
                 at.losses.append((at.step, round(sum(recent) / len(recent), 6)))
                 recent.clear()
             if evaluated:
-                self._evaluate(report)
+                if not self._pretrains():  # else there is nothing yet to keep, nor to stop for
+                    self._evaluate(report)
                 self._save()
             begin = time.perf_counter()
         if self.best:
@@ -194,7 +195,7 @@ class Trainer:
         at, network = self.progress, self.network
         self._set_rates()
         network.train()
-        logit, _ = network(batch)
+        logit = network.pretrain(batch) if self._pretrains() else network(batch)[0]
         loss = nn.functional.binary_cross_entropy_with_logits(logit, label, self.task_weights)
         value = float(loss.detach())
         if not np.isfinite(value):
@@ -210,6 +211,10 @@ class Trainer:
         at.step += 1
         at.impressions += len(label)
         return value
+
+    def _pretrains(self) -> bool:
+        """Whether the next step is of the stage before, which a warm network is beyond."""
+        return not self.warm and self.progress.step < self.network.pretraining * self.steps
 
     def _set_rates(self) -> None:
         share = self.progress.step / self.steps
@@ -258,7 +263,7 @@ class Trainer:
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
         self.network.load_state_dict(parts["network"])
-        self.best = parts["best"]
+        self.best = parts.get("best", {})  # none before the first evaluation
         for name in ("sparse", "dense"):
             optimiser = getattr(self, name)
             whole = optimiser.state_dict()

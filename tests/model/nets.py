@@ -79,13 +79,32 @@ TASKS: dict[str, dict[str, Any]] = {
     "ple prelu one layer": {**PLAIN, "layers": 1, "task_experts": 1, "head_activation": "prelu"},
     "esmm dice recency": {**PLAIN, "recency": True},
 }
-OPTIONS = {**DIN, **BASE, **TASKS}
+CROSSINGS: dict[str, dict[str, Any]] = {
+    f"{model} {' '.join(map(str, options.values()))}": options
+    for model, options in (
+        ("lr", {"pooling": "sum"}),
+        ("lr", {"pooling": "mean"}),
+        ("fnn", {"pooling": "sum"}),
+        ("wide_deep", {"pooling": "sum"}),
+        ("wide_deep", {"pooling": "mean"}),
+        ("pnn", {"pooling": "sum", "products": "inner"}),
+        ("pnn", {"pooling": "mean", "products": "outer"}),
+        ("pnn", {"pooling": "sum", "products": "both", "product": True}),
+        ("deepfm", {"pooling": "sum"}),
+        ("deepfm", {"pooling": "mean", "product": True}),
+        ("nfm", {"pooling": "sum"}),
+        ("nfm", {"pooling": "mean"}),
+    )
+}
+OPTIONS = {**DIN, **BASE, **CROSSINGS, **TASKS}
 VARIANTS = list(OPTIONS)
 
 
 def network(variant: str, seed: int = 0) -> Network:
     """A network in float64 and eval mode whose every parameter matters."""
-    config = configure(variant.split(maxsplit=1)[0], {**SMALL, **OPTIONS[variant]})
+    model = variant.split(maxsplit=1)[0]
+    small = {} if model == "lr" else SMALL
+    config = configure(model, {**small, **OPTIONS[variant]})
     made = config.build(SCHEMA, SIZES).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -94,7 +113,7 @@ def network(variant: str, seed: int = 0) -> Network:
                 value.uniform_(0.5, 2, generator=generator)
             elif value.is_floating_point():
                 value.normal_(0, 0.5, generator=generator)
-            if name.startswith(("embeddings.", "history.gates.")):
+            if ".tables." in name or ".gates." in name:
                 value[0] = 0
     return made
 

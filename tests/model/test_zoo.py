@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from model.base import BaseConfig
 from model.din import DINConfig
-from model.zoo import configure
+from model.zoo import CONFIGS, configure
 
 
 def test_options_become_a_configuration() -> None:
@@ -18,10 +20,17 @@ def test_options_become_a_configuration() -> None:
     assert configure("base", {}) == BaseConfig()
 
 
+@pytest.mark.parametrize("model", CONFIGS)
+def test_what_a_run_writes_down_is_the_same_configuration(model: str) -> None:
+    """All options of a model can be given, those that it fixes too."""
+    made = configure(model, {})
+    assert configure(model, json.loads(json.dumps(asdict(made)))) == made
+
+
 @pytest.mark.parametrize(
     ("model", "options", "expected"),
     [
-        ("dien", {}, "model: expected one of din, base"),
+        ("dien", {}, "model: expected one of lr, "),
         ("base", {"recency": True}, "recency: expected an option of base"),
         ("din", {"dim": 0}, "dim"),
         ("din", {"dim": 8.0}, "dim"),
@@ -39,6 +48,11 @@ def test_options_become_a_configuration() -> None:
         ("ple", {"product_of": [1]}, "product_of: expected a list of names"),
         ("ple", {"layers": 0}, "layers"),
         ("base", {"pooling": ["sum"]}, "pooling: expected one of sum, mean"),
+        ("pnn", {"products": "cross"}, "products: expected one of inner, outer, both"),
+        ("fnn", {"pretraining": 1.0}, "pretraining"),
+        ("lr", {"dim": 8}, "dim: expected an option of lr: pooling$"),
+        ("lr", {"head": [8]}, "head: expected an option of lr: pooling$"),
+        ("nfm", {"product": True}, "product: expected an option of nfm: dim"),
     ],
 )
 def test_what_is_no_option_is_refused(model: str, options: dict[str, Any], expected: str) -> None:

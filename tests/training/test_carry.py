@@ -48,6 +48,15 @@ def outline(logs: Logs, seen: Mapping[str, Seen], model: str = "din", **options:
     return Outline(logs.schema, model, plain(asdict(configure(model, config))), seen)
 
 
+def crossed(
+    logs: Logs, seen: Mapping[str, Seen], model: str = "wide_deep", **options: Any
+) -> Outline:
+    """The outline of a model with weights per id beside its embeddings."""
+    small = {} if model == "lr" else {"dim": 4, "head": [8]}
+    config = configure(model, {**small, **options})
+    return Outline(logs.schema, model, plain(asdict(config)), seen)
+
+
 def network(of: Outline, seed: int = 0) -> Network:
     torch.manual_seed(seed)
     tables = learn_sizes(of)
@@ -56,7 +65,7 @@ def network(of: Outline, seed: int = 0) -> Network:
         with torch.no_grad():
             weight.add_(torch.randn_like(weight) * 0.1)
     for name, weight in made.state_dict().items():
-        if name.startswith(("embeddings", "history")):
+        if ".tables." in name or ".gates." in name:
             weight[PAD] = 0
     return made
 
@@ -142,6 +151,37 @@ def test_forgetting_moves_ids_to_the_row_of_unknown_ones(shop_logs: Logs) -> Non
                 weight[torch.from_numpy(gone)] = weight[OOV].clone()
     one, two = logits(made, shop_logs, fewer), logits(reference, shop_logs, seen)
     assert torch.allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),  # embeddings, linear weights of candidate and behaviour, crosses
+    [("wide_deep", 4), ("fnn", 3), ("lr", 2)],
+)
+def test_weights_per_id_go_by_key(model: str, count: int, shop_logs: Logs) -> None:
+    """The same outline scores the same, and a new id weighs about what unknown ones did."""
+    every = learn(shop_logs)
+    of = crossed(shop_logs, every, model)
+    found = loaded(of, carried(of, of))
+    assert torch.equal(logits(found, shop_logs, every), logits(network(of), shop_logs, every))
+    old = crossed(shop_logs, half(every), model)
+    before, now = network(old).state_dict(), carried(old, of)
+    assert now.fresh == ()
+    rows = rows_by_key(old.seen["item_id"].keys, every["item_id"].keys)
+    fresh = network(of, 1).state_dict()
+    tables = [name for name in before if name.endswith("tables.item_id.weight")]
+    assert len(tables) == count
+    for table in tables:
+        assert torch.equal(now.weights[table][rows >= 0], before[table][rows[rows >= 0]])
+        assert torch.equal(
+            now.weights[table][rows < 0], fresh[table][rows < 0] + before[table][OOV]
+        )
+
+
+def test_a_crossing_of_other_options_is_fresh(shop_logs: Logs) -> None:
+    """What its weights count depends on the pooling; embeddings are carried all the same."""
+    seen = learn(shop_logs)
+    found = carried(crossed(shop_logs, seen), crossed(shop_logs, seen, pooling="mean"))
+    assert {name.split(".")[0] for name in found.fresh} == {"crossing", "head"}
 
 
 def changed(logs: Logs, text: str) -> Logs:

@@ -98,5 +98,5 @@ def test_a_setting_that_cannot_be_is_refused(given: str, expected: str) -> None:
 
 def test_an_unknown_model_is_refused() -> None:
     """The error lists the models."""
-    with pytest.raises(SettingError, match="--model: expected one of din, base"):
+    with pytest.raises(SettingError, match="--model: expected one of lr, "):
         settings("unheard-of", "dien", [])

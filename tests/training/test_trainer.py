@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,59 @@ def test_a_run_killed_after_its_last_step_is_done(sets: dict[str, Dataset], tmp_
     assert again == expected
     assert progress.done
     assert reported == []
+
+
+def heads(made: Trainer) -> tuple[list[bytes], Progress]:
+    """The bytes of the head at the start and after each step, and the progress."""
+    found = [content(made.network.head.state_dict())]
+
+    def report(stage: str, *_: Any) -> None:
+        if stage == "train":
+            found.append(content(made.network.head.state_dict()))
+
+    return found, made.fit(report)
+
+
+def test_the_first_share_of_the_steps_trains_what_goes_before(
+    sets: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """An FNN's head is untouched while its FM trains, and nothing is kept of that time; then
+    everything moves."""
+    made = trainer(sets, tmp_path, model="fnn", pretraining=0.4)
+    table = made.network.embeddings.weights()["item_id"]
+    start = table.detach().clone()
+    found, progress = heads(made)
+    assert [one == two for one, two in pairwise(found)] == [True] * 12 + [False] * 18
+    assert not torch.equal(table, start)
+    assert [each["step"] for each in progress.evaluations or []] == [15, 20, 25, 30]
+
+
+def test_a_warm_network_is_beyond_what_goes_before(
+    sets: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """Its head goes on from the first step."""
+    made = trainer(sets, tmp_path, model="fnn", pretraining=0.4)
+    made.warm = True
+    found, _ = heads(made)
+    assert not any(one == two for one, two in pairwise(found))
+
+
+def test_a_run_killed_before_its_head_is_trained_goes_on(
+    sets: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """Stopped in the first stage: the same weights as one that was not."""
+    expected, _ = trained(trainer(sets, tmp_path / "whole", model="fnn", pretraining=0.4))
+    made = trainer(sets, tmp_path / "killed", model="fnn", pretraining=0.4)
+
+    def report(stage: str, *_: Any) -> None:
+        if made.progress.step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.fit(report)
+    again = trainer(sets, tmp_path / "killed", model="fnn", pretraining=0.4)
+    resumed, _ = trained(again)
+    assert resumed == expected
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.4, 6), (1.4, 21), (2, 30)])
