@@ -6,7 +6,6 @@ The interest of a user is recomputed for each candidate by the local activation 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 
 from model.contract.schema import Schema
 from model.layers import Activation, activation
-from model.network import Network
+from model.network import NetworkConfig
 from model.tensors import Dense, Pairs, Tensors
 
 
 @dataclass(frozen=True)
-class DINConfig:
+class DINConfig(NetworkConfig):
     """What can be chosen of DIN; the paper's plain form is recency and product off.
 
     ``recency`` adds a learnt term per age of the behaviour to its weight, ``product`` gives the
@@ -29,32 +28,16 @@ class DINConfig:
     candidate's behaviours left out while training (a raw sum is scaled up to make good for it).
     """
 
-    dim: int = 16
+    product: bool = True
+    head_activation: Activation = "dice"
     attention: tuple[int, ...] = (36,)
     attention_activation: Activation = "dice"
     weights: Literal["raw", "softmax"] = "raw"
     recency: bool = True
-    product: bool = True
-    head: tuple[int, ...] = (200, 80)
-    head_activation: Activation = "dice"
-    dropout: float = 0.0
-    embedding_dropout: float = 0.0
     behaviour_dropout: float = 0.0
 
-
-def din(schema: Schema, sizes: Mapping[str, int], config: DINConfig) -> Network:
-    """DIN over the tables of ``sizes`` (rows of each)."""
-    return Network(
-        schema,
-        sizes,
-        lambda width: Attention(width, schema.history_length, config),
-        dim=config.dim,
-        head=config.head,
-        head_activation=config.head_activation,
-        dropout=config.dropout,
-        embedding_dropout=config.embedding_dropout,
-        product=config.product,
-    )
+    def interest(self, schema: Schema, width: int) -> Attention:
+        return Attention(width, schema.history_length, self)
 
 
 class LocalActivationUnit(nn.Module):
@@ -103,6 +86,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, history_length: int, config: DINConfig) -> None:
         super().__init__()
+        self.width = width
         self.unit = LocalActivationUnit(width, config.attention, config.attention_activation)
         self.recency = nn.Parameter(torch.zeros(history_length)) if config.recency else None
         self.softmax = config.weights == "softmax"

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from model.base import BaseConfig, base
-from model.contract.schema import Schema
-from model.din import DINConfig, din
-from model.network import Network
+from model.base import BaseConfig
+from model.din import DINConfig
+from model.network import NetworkConfig
 
-Config = DINConfig | BaseConfig
-CONFIGS: dict[str, type[DINConfig] | type[BaseConfig]] = {"din": DINConfig, "base": BaseConfig}
+CONFIGS: dict[str, type[NetworkConfig]] = {"din": DINConfig, "base": BaseConfig}
 
 
-def configure(name: str, options: Mapping[str, Any]) -> Config:
+def configure(name: str, options: Mapping[str, Any]) -> NetworkConfig:
     """The configuration of a model. Raises ValueError for an unknown model or option."""
     if name not in CONFIGS:
         raise ValueError(f"model: expected one of {', '.join(CONFIGS)}, not {name!r}")
@@ -47,10 +45,3 @@ def _width(value: Any) -> bool:
 
 def _share(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1
-
-
-def make(config: Config, schema: Schema, sizes: Mapping[str, int]) -> Network:
-    """A fresh network over the tables of ``sizes`` (rows of each)."""
-    if isinstance(config, DINConfig):
-        return din(schema, sizes, config)
-    return base(schema, sizes, config)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.contract.ids import FIRST, OOV, PAD, Keys, Vocabulary
-from model.contract.schema import Schema
+from model.contract.schema import GROUPS, Schema
 from training.vocabulary import Seen
 
 # The options that decide what the weights of a part mean: where one differs, the part is fresh.
@@ -27,6 +27,8 @@ _PARTS = {
     "interest": ("dim", "attention", "attention_activation", "weights"),
     "head": ("dim", "head", "head_activation", "product"),
 }
+
+_KNOWN = {"din", "base"}  # models whose every part is known here
 
 _PLAIN = ("candidate", "interest")
 
@@ -74,7 +76,7 @@ def carry(
         if axes is None or before is None or not _fits(weight, before, axes):
             continue
         weights[name] = found = _placed(weight, before, axes)
-        if name.startswith(("embeddings.", "history.")):
+        if "tables" in name.split(".") or name.startswith("history."):
             # Nothing was known of the new columns of an unknown id either: they add nothing.
             unknown = _placed(weight[:1] * 0, before[OOV : OOV + 1], {**axes, 0: np.zeros(1, int)})
             found[torch.from_numpy(np.flatnonzero(axes[0] < 0))] += unknown
@@ -99,6 +101,8 @@ class _Places:
         new; axes that are left out did not change. None where the weights mean something else."""
         old, new = self.old, self.new
         part, *rest = name.split(".")
+        if part not in ("embeddings", "history") and not {old.model, new.model} <= _KNOWN:
+            return self._of_other(rest)
         if old.model != new.model and part == "interest":
             return None
         if any(old.options.get(each) != new.options.get(each) for each in _PARTS[part]):
@@ -124,6 +128,18 @@ class _Places:
             case ["interest", "recency"]:
                 ages = np.arange(new.schema.history_length)
                 return {0: np.where(ages < old.schema.history_length, ages, -1)}
+        return {}
+
+    def _of_other(self, rest: Sequence[str]) -> dict[int, Ints] | None:
+        """Likewise of a part of another model: nothing moves but the rows of tables, and nothing
+        is known where the model, its options or the fields are not the same."""
+        old, new = self.old, self.new
+        if (old.model, old.options) != (new.model, new.options) or _fields(old) != _fields(new):
+            return None
+        match rest:
+            case [*_, "tables", table, "weight"]:
+                rows = self._rows[table]
+                return None if rows is None else {0: rows}
         return {}
 
     def tables(self) -> dict[str, dict[str, int]]:
@@ -152,6 +168,16 @@ class _Places:
         dim = int(self.new.options["dim"])
         block = _index(blocks(self.old), blocks(self.new))[:, None]
         return np.where(block < 0, -1, block * dim + np.arange(dim)).reshape(-1)
+
+
+def _fields(outline: Outline) -> list[Hashable]:
+    schema = outline.schema
+    fields = [
+        (group, each.name, each.table, each.width)
+        for group in GROUPS
+        for each in schema.group(group)
+    ]
+    return [schema.tasks, schema.history_length, *fields]
 
 
 def rows_by_key(old: Keys, new: Keys) -> Ints:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model.contract.batch import Batch, merge
 from model.contract.encode import Encoder
 from model.din import Attention
+from model.layers import Head
 from model.network import Network
 from model.tensors import Dense, Tensors
 from training.calibrate import Calibration
@@ -93,7 +94,8 @@ def _prepared(network: nn.Module) -> list[onnx.FunctionProto]:
     """Bring our network into the form that is exported; the functions its graph will call."""
     if not isinstance(network, Network):  # a reference is exported as it is
         return []
-    network.head.layers = fold(network.head.layers).float()
+    for head in [each for each in network.modules() if isinstance(each, Head)]:
+        head.layers = fold(head.layers).float()
     if not isinstance(network.interest, Attention):
         return []
     unit = UnitNode(network.interest.unit)

@@ -12,8 +12,8 @@ import polars as pl
 import torch
 
 from model.contract.encode import Encoder
-from model.network import Network
-from model.zoo import Config, configure, make
+from model.network import Network, NetworkConfig
+from model.zoo import configure
 from terminal.progress import Update
 from training import calibrate, checkpoint, metrics, state, vocabulary, window
 from training.calibrate import Calibration, sigmoid
@@ -68,7 +68,13 @@ def fit(
 
 
 def describe(
-    data: Path, logs: str, model: str, config: Config, how: FitConfig, seed: int, threads: int
+    data: Path,
+    logs: str,
+    model: str,
+    config: NetworkConfig,
+    how: FitConfig,
+    seed: int,
+    threads: int,
 ) -> dict[str, Any]:
     """What run.json says of a run before it starts; ``logs`` is their `digest`."""
     return {
@@ -101,6 +107,7 @@ def encode(
     sets = build(logs, encoder)
     for split, part in sets.items():
         _need(data, split, part)
+    _need_both_labels(data, logs, sets["train"])
     return Encoded(logs, seen, encoder, sets)
 
 
@@ -124,11 +131,11 @@ def train(
     run.start(logs.schema_text, encoder, golden_requests(logs), about)
     torch.manual_seed(about["seed"])
     sizes = {name: table.size for name, table in encoder.tables.items()}
-    network = make(config, logs.schema, sizes)
+    network = config.build(logs.schema, sizes)
     trainer = Trainer(network, sets, how, about["seed"], run.folder, warm=start is not None)
     carried = _go_on(trainer, start, Outline(logs.schema, about["model"], about["options"], seen))
     progress = trainer.fit(update)
-    network.embeddings.settle_unknown(trainer.counts)
+    network.settle_unknown(trainer.counts)
     measured = {name: sets[name] for name in ("validation", "test")}
     logits = _predict(network, measured, update)
     calibration = calibrate.fit(logits["validation"], sets["validation"].label, how.negatives_kept)
@@ -247,7 +254,18 @@ def _measure(
 
 def _need(data: Path, split: str, part: Dataset) -> None:
     if not len(part):
-        raise LogsError(str(data / "events.parquet"), "split", f"impressions with split {split}")
+        expected = f"impressions with split {split}, found none"
+        raise LogsError(str(data / "events.parquet"), "split", expected)
+
+
+def _need_both_labels(data: Path, logs: Logs, train: Dataset) -> None:
+    """Of one task at least: with one class there is nothing to learn."""
+    low, high = train.label.min(0), train.label.max(0)
+    if (low == high).all():
+        tasks = logs.schema.tasks
+        seen = ", ".join(f"{task} {label:.0f}" for task, label in zip(tasks, low, strict=True))
+        expected = f"both labels of some task among the train impressions, found only {seen}"
+        raise LogsError(str(data / "events.parquet"), tasks[0], expected)
 
 
 def digest(data: Path) -> str:

@@ -13,7 +13,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from model.zoo import CONFIGS, Config, configure
+from model.network import NetworkConfig
+from model.zoo import CONFIGS, configure
 from training.trainer import FitConfig
 
 FOLDER = Path(__file__).with_name("recipes")
@@ -25,7 +26,7 @@ class SettingError(ValueError):
 
 def settings(
     schema: str, model: str, given: Sequence[str], base: Mapping[str, Any] | None = None
-) -> tuple[Config, FitConfig]:
+) -> tuple[NetworkConfig, FitConfig]:
     """The configuration of a model and of its training: what is ``given`` over the schema's recipe,
     or over ``base`` in its place. Raises `SettingError`.
     """

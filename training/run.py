@@ -29,7 +29,7 @@ from model.contract.encode import Encoder, table_of
 from model.contract.ids import Vocabulary
 from model.contract.schema import Schema
 from model.network import Network
-from model.zoo import configure, make
+from model.zoo import configure
 from training.calibrate import Calibration
 
 RESULTS = ("metrics", "progress", "samples_per_s")
@@ -137,7 +137,7 @@ class Run:
         if "calibration" not in about:
             raise RunError(f"{self.folder}: not trained to the end; run fit again to go on")
         sizes = {name: table.size for name, table in encoder.tables.items()}
-        network = make(configure(about["model"], about["options"]), encoder.schema, sizes)
+        network = configure(about["model"], about["options"]).build(encoder.schema, sizes)
         network.load_state_dict(load_file(self.folder / "weights.safetensors"))
         return network.eval()
 

@@ -59,6 +59,7 @@ class Progress:
     """Where training stands; what a checkpoint keeps beside tensors.
 
     ``losses`` are [step, mean training loss of the steps since the last of them].
+    Without both labels in validation ``best_gauc`` is what stands in for it: less the log loss.
     """
 
     step: int = 0
@@ -86,10 +87,10 @@ class Trainer:
         self.warm = warm
         self.network, self.data, self.config, self.seed, self.run = network, data, config, seed, run
         tables = list(network.embeddings.weights().values())
-        gates = list(network.history.gates.parameters())
-        sparse = {id(p) for p in (*tables, *gates)}
+        sparse = {id(p) for p in network.sparse().values()}
+        others = [p for p in network.sparse().values() if all(p is not of for of in tables)]
         rest = [p for p in network.parameters() if id(p) not in sparse]
-        groups = [(tables, config.embedding_rate), (gates, config.rate)]
+        groups = [(tables, config.embedding_rate), (others, config.rate)]
         self.sparse = torch.optim.SparseAdam(
             [{"params": of, "lr": rate, "initial_lr": rate} for of, rate in groups if of]
         )
@@ -210,8 +211,9 @@ class Trainer:
             metrics.all_metrics(data.user, data.label[:, task], sigmoid(logit[:, task]))
             for task in range(logit.shape[1])
         ]
-        # Where no user has both labels the AUC over all of them has to do.
-        gauc = float(np.mean([each.get("gauc", each.get("auc", 0.0)) for each in per_task]))
+        # Where no user has both labels the AUC of all has to do; with one label the log loss.
+        scores = [each.get("gauc", each.get("auc", -each["log_loss"])) for each in per_task]
+        gauc = float(np.mean(scores))
         loss = float(np.mean([each["log_loss"] for each in per_task]))
         assert at.evaluations is not None
         at.evaluations.append({"step": at.step, **per_task[0], "gauc": gauc, "loss": loss})

@@ -12,7 +12,7 @@ from model.contract.batch import Batch
 from model.contract.schema import GROUPS, Schema
 from model.network import Network
 from model.tensors import Tensors
-from model.zoo import configure, make
+from model.zoo import configure
 
 SCHEMA = Schema.parse(
     """
@@ -77,7 +77,7 @@ def network(variant: str, seed: int = 0) -> Network:
     """A network in float64 and eval mode whose every parameter matters."""
     options = DIN.get(variant) or BASE[variant]
     config = configure(variant.split(maxsplit=1)[0], {**SMALL, **options})
-    made = make(config, SCHEMA, SIZES).double().eval()
+    made = config.build(SCHEMA, SIZES).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in made.state_dict().items():

@@ -17,7 +17,7 @@ from model.contract.ids import FIRST, OOV, PAD, Vocabulary
 from model.contract.schema import Schema
 from model.network import Network
 from model.tensors import Tensors
-from model.zoo import configure, make
+from model.zoo import configure
 from tests.training import shop
 from training.carry import Carried, Outline, carry, rows_by_key
 from training.dataset import Dataset, build, learn_encoder
@@ -51,7 +51,7 @@ def outline(logs: Logs, seen: Mapping[str, Seen], **options: Any) -> Outline:
 def network(of: Outline, seed: int = 0) -> Network:
     torch.manual_seed(seed)
     tables = learn_sizes(of)
-    made = make(configure(of.model, of.options), of.schema, tables)
+    made = configure(of.model, of.options).build(of.schema, tables)
     for weight in made.parameters():  # so that no two are alike, PAD aside
         with torch.no_grad():
             weight.add_(torch.randn_like(weight) * 0.1)

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from model.contract.batch import Batch, merge
 from model.contract.encode import Encoder
 from model.network import Network
-from model.zoo import configure, make
+from model.zoo import configure
 from training.calibrate import Calibration
 from training.dataset import learn_encoder
 from training.export import (
@@ -35,7 +35,7 @@ def lively(encoder: Encoder, model: str, **options: Any) -> Network:
     """A network whose weights are large enough to matter, as trained ones are."""
     torch.manual_seed(0)
     sizes = {name: table.size for name, table in encoder.tables.items()}
-    network = make(configure(model, {"dim": 4, **options}), encoder.schema, sizes).eval()
+    network = configure(model, {"dim": 4, **options}).build(encoder.schema, sizes).eval()
     with torch.no_grad():
         for name, value in network.state_dict().items():
             if name.endswith("running_var"):

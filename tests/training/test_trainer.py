@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.zoo import configure, make
+from model.zoo import configure
 from tests.kill import end, start
 from training import checkpoint, metrics
 from training.dataset import Dataset, build, learn_encoder
@@ -47,7 +47,7 @@ def trainer(
     options = {**SMALL, **({"attention": [6]} if model == "din" else {}), **options}
     encoder = sets["train"].encoder
     sizes = {name: table.size for name, table in encoder.tables.items()}
-    network = make(configure(model, options), encoder.schema, sizes)
+    network = configure(model, options).build(encoder.schema, sizes)
     return Trainer(network, sets, config, seed, run)
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.contract.schema import Schema
-from model.zoo import CONFIGS, Config, make
+from model.network import NetworkConfig
+from model.zoo import CONFIGS
 from training.recipe import SettingError, settings
 from training.trainer import FitConfig
 
@@ -45,7 +46,7 @@ class Entrant:
     label: str
     folder: str
     model: str
-    config: Config
+    config: NetworkConfig
     how: FitConfig
 
 
@@ -99,7 +100,7 @@ def enter(data: Path, texts: Sequence[str], baseline: str | None, given: Sequenc
     for spec in specs:
         try:
             config, how = settings(schema.name, spec.model, [*given, *spec.options])
-            make(config, schema, sizes)
+            config.build(schema, sizes)
         except SettingError as error:
             said = str(error).removeprefix("--set ")
             raise EntrantError(f"--models {spec.label!r}: {said}") from None

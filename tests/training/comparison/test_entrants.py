@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import training.comparison.entrants as module
-from model.contract.schema import Schema
 from model.din import DINConfig
 from model.zoo import CONFIGS
 from tests.training import shop
@@ -100,14 +98,11 @@ def test_the_baseline_is_base_or_the_first_or_as_asked() -> None:
 
 def test_a_model_that_a_schema_does_not_allow(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is left out of the whole zoo with its reason, and refused where it was asked for."""
-    real = module.make
 
-    def picky(config: object, schema: Schema, sizes: dict[str, int]) -> object:
-        if isinstance(config, DINConfig):
-            raise ValueError("din needs two tasks")
-        return real(config, schema, sizes)
+    def refuse(*_: object) -> None:
+        raise ValueError("din needs two tasks")
 
-    monkeypatch.setattr(module, "make", picky)
+    monkeypatch.setattr(DINConfig, "build", refuse)
     lineup = enter(data, [], None, [])
     assert lineup.left_out == {"din": "din needs two tasks"}
     assert [each.label for each in lineup.entrants] == [name for name in CONFIGS if name != "din"]

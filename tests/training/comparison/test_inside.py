@@ -11,7 +11,7 @@ import torch
 
 from model.network import Network
 from model.tensors import Pairs, Tensors
-from model.zoo import configure, make
+from model.zoo import configure
 from training.comparison import cost, inside
 from training.dataset import Dataset
 from training.fit import Encoded
@@ -28,7 +28,7 @@ def network(encoded: Encoded, name: str, **options: Any) -> Network:
     torch.manual_seed(0)
     sizes = {table: each.size for table, each in encoded.encoder.tables.items()}
     config = configure(name, {"dim": 3, "head": [5], **options})
-    made = make(config, encoded.logs.schema, sizes)
+    made = config.build(encoded.logs.schema, sizes)
     with torch.no_grad():
         for weight in made.parameters():
             weight.add_(torch.randn_like(weight) * 0.3)
