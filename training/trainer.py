@@ -71,8 +71,8 @@ class FitConfig:
 class Progress:
     """Where training stands; what a checkpoint keeps beside tensors.
 
-    ``losses`` are [step, mean training loss of the steps since the last of them]. Without both
-    labels in validation ``best_gauc`` is what stands in for it: less the log loss.
+    ``losses`` are [step, mean training loss of the steps since the last of them].
+    Without both labels in validation ``best_gauc`` is what stands in for it: less the log loss.
     """
 
     step: int = 0

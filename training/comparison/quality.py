@@ -113,8 +113,8 @@ def told(sets: Mapping[str, Dataset], tasks: Sequence[str]) -> tuple[dict[str, A
             if positive in (0, len(data)):
                 what = {
                     "train": "nothing can be learnt of it",
-                    "validation": "its probabilities are not calibrated, and the best step can't "
-                    "be told by it",
+                    "validation": "its probabilities are not calibrated, and log loss stands in "
+                    "for its ranking",
                     "test": "AUC, GAUC, RelaImpr, NE and their tests are not defined",
                 }[split]
                 notes.append(
