@@ -69,6 +69,13 @@ def activation(name: Activation, width: int) -> nn.Module:
     raise ValueError(f"activation: expected sigmoid, relu, prelu or dice, not {name!r}")
 
 
+def softmax(score: Tensor, real: Tensor) -> Tensor:
+    """Softmax over the last axis where ``real``, 0 elsewhere: all 0 where nothing is real."""
+    score = score.masked_fill(~real, -1e9)
+    raised = torch.exp(score - score.amax(-1, keepdim=True)) * real
+    return raised / raised.sum(-1, keepdim=True).clamp(min=1e-30)
+
+
 class Embeddings(nn.Module):
     """One embedding table per id table of users, items, ads and contexts.
 

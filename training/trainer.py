@@ -169,6 +169,7 @@ class Trainer:
         network.train()
         logit, _ = network(batch)
         loss = nn.functional.binary_cross_entropy_with_logits(logit, label)
+        loss = loss + network.auxiliary()
         value = float(loss.detach())
         if not np.isfinite(value):
             raise TrainingError(f"step {at.step + 1}: the loss is {value}; last checkpoint kept")

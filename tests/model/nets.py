@@ -70,12 +70,34 @@ BASE = {
     f"base {pooling} {'product' if product else ''}": {"pooling": pooling, "product": product}
     for pooling, product in itertools.product(("sum", "mean"), (False, True))
 }
-VARIANTS = [*DIN, *BASE]
+UNITS = {
+    f"din {interaction} {weights}": {
+        "attention": [4, 3],
+        "interaction": interaction,
+        "weights": weights,
+        "attention_activation": "dice",
+        "recency": False,
+    }
+    for interaction, weights in itertools.product(("product", "outer"), ("raw", "softmax"))
+}
+SEQUENCES: dict[str, dict[str, Any]] = {
+    "dien": {},
+    "dien product": {"product": True},
+    "dsin of 2": {"session_length": 2},
+    "dsin of 4": {"session_length": 4, "heads": 3},
+    "dsin of 9": {"session_length": 9},
+    "transformer 0": {"blocks": 0, "product": True},
+    "transformer 1": {"blocks": 1, "heads": 3},
+    "transformer 2": {"blocks": 2},
+    "transformer 0 unordered": {"blocks": 0, "position": False},
+}
+VARIANTS = [*DIN, *BASE, *UNITS, *SEQUENCES]
+ORDERED = {*SEQUENCES} - {"transformer 0 unordered"} | {each for each in DIN if "recency" in each}
 
 
 def network(variant: str, seed: int = 0) -> Network:
     """A network in float64 and eval mode whose every parameter matters."""
-    options = DIN.get(variant) or BASE[variant]
+    options = {**DIN, **BASE, **UNITS, **SEQUENCES}[variant]
     config = configure(variant.split(maxsplit=1)[0], {**SMALL, **options})
     made = config.build(SCHEMA, SIZES).double().eval()
     generator = torch.Generator().manual_seed(seed)
