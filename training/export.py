@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from model.contract.batch import Batch, merge
 from model.contract.encode import Encoder
-from model.din import Attention
+from model.dien import AUGRU
+from model.din import LocalActivationUnit
 from model.layers import Head
 from model.network import Network
 from model.tensors import Dense, Tensors
 from training.calibrate import Calibration
 from training.fold import fold
+from training.recurrent import AUGRUNode, RecurrentNode
 from training.unit import UnitNode
 
 OPSET = 20
@@ -96,11 +98,22 @@ def _prepared(network: nn.Module) -> list[onnx.FunctionProto]:
         return []
     for head in [each for each in network.modules() if isinstance(each, Head)]:
         head.layers = fold(head.layers).float()
-    if not isinstance(network.interest, Attention):
-        return []
-    unit = UnitNode(network.interest.unit)
-    network.interest.unit = unit  # type: ignore[assignment]
-    return [unit.function(OPSET)]
+    functions = []
+    for parent in list(network.modules()):
+        for name, layer in parent.named_children():
+            match layer:
+                case LocalActivationUnit():
+                    node: nn.Module = UnitNode(layer)
+                case AUGRU():
+                    node = AUGRUNode(layer)
+                case nn.GRU() | nn.LSTM():
+                    node = RecurrentNode(layer)
+                case _:
+                    continue
+            setattr(parent, name, node)
+            if isinstance(node, UnitNode | AUGRUNode):
+                functions.append(node.function(OPSET))
+    return functions
 
 
 def session(graph: bytes) -> onnxruntime.InferenceSession:
