@@ -45,9 +45,7 @@ class TargetAttention(Ordered):
         super().__init__()
         self.width, self.heads = width, divided(width, config.heads)
         reach = history_length if config.position else 0
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, reach) for _ in range(config.blocks)
-        )
+        self.blocks = nn.ModuleList(Block(width, config.heads, reach) for _ in range(config.blocks))
         self.age = nn.Parameter(torch.zeros(reach, width)) if reach else None
         self.query = nn.Linear(width, width, bias=False)
         self.keys = nn.Linear(width, 2 * width, bias=False)  # and values

@@ -101,7 +101,7 @@ def prepare(
 def fit(
     data: Annotated[Path, typer.Option(help="Folder that prepare wrote.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; one that was killed goes on.")],
-    model: Annotated[str, typer.Option(help="din or base.")] = "din",
+    model: Annotated[str, typer.Option(help="One of docs/models.md.")] = "din",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights, bit for bit.")] = 0,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, over the data set's recipe.")

@@ -21,7 +21,7 @@ from training.dataset import Dataset, build, learn_encoder
 from training.drift import HISTOGRAM, histogram
 from training.golden import golden_requests
 from training.logs import Logs, LogsError
-from training.recipe import settings
+from training.recipe import check, settings
 from training.run import Run, RunError
 from training.state import State
 from training.trainer import FitConfig, Trainer, predict
@@ -47,6 +47,7 @@ def fit(
     update("read", 0, 0, {})
     logs = Logs.read(data)
     config, how = settings(logs.schema.name, model, given)
+    check(config, logs.schema)
     about = {
         "model": model,
         "options": plain(asdict(config)),

@@ -13,6 +13,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from model.contract.ids import FIRST
+from model.contract.schema import Schema
 from model.network import NetworkConfig
 from model.zoo import CONFIGS, configure
 from training.trainer import FitConfig
@@ -53,6 +55,14 @@ def settings(
         if not (_number(value) if isinstance(default[key], float) else count):
             raise SettingError(f"--set {key}: expected a number like {default[key]!r}")
     return config, FitConfig(**fit)
+
+
+def check(config: NetworkConfig, schema: Schema) -> None:
+    """Raise `SettingError` where a model of these options can't be built for a schema."""
+    try:
+        config.build(schema, dict.fromkeys(schema.tables, FIRST))
+    except ValueError as error:
+        raise SettingError(f"--set {error}") from None
 
 
 def _number(value: Any) -> bool:

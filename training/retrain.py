@@ -40,7 +40,7 @@ from training.gate import Rules, Verdict, judge, too_few
 from training.lease import Lease
 from training.logs import Logs
 from training.publish import publish
-from training.recipe import settings
+from training.recipe import check, settings
 from training.record import Version
 from training.run import Run, RunError
 from training.scores import recast
@@ -251,6 +251,7 @@ def _about(
     if lineage.get("model") == model:
         base = {**lineage["options"], **lineage["fit"]}
     config, how = settings(logs.schema.name, model, order.given, base)
+    check(config, logs.schema)
     warm = None if order.cold or current is None else current.state
     if warm and not state.there(repository.folder, warm):  # as when versions alone were copied
         warm = None

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from model.base import BaseConfig
+from model.dien import DIENConfig
 from model.din import DINConfig
+from model.transformer import TransformerConfig
 from model.zoo import configure
 
 
@@ -16,12 +18,14 @@ def test_options_become_a_configuration() -> None:
     found = configure("din", {"head": [8, 4], "dropout": 0, "weights": "softmax"})
     assert found == DINConfig(head=(8, 4), dropout=0, weights="softmax")
     assert configure("base", {}) == BaseConfig()
+    assert configure("dien", {"auxiliary": 2}) == DIENConfig(auxiliary=2)
+    assert configure("transformer", {"blocks": 0}) == TransformerConfig(blocks=0)
 
 
 @pytest.mark.parametrize(
     ("model", "options", "expected"),
     [
-        ("dien", {}, "model: expected one of din, base"),
+        ("dine", {}, "model: expected one of din, base"),
         ("base", {"recency": True}, "recency: expected an option of base"),
         ("din", {"dim": 0}, "dim"),
         ("din", {"dim": 8.0}, "dim"),
@@ -36,6 +40,13 @@ def test_options_become_a_configuration() -> None:
         ("din", {"head_activation": "swish"}, "head_activation: expected one of sigmoid"),
         ("base", {"pooling": "max"}, "pooling: expected one of sum, mean"),
         ("base", {"pooling": ["sum"]}, "pooling: expected one of sum, mean"),
+        ("din", {"interaction": "sum"}, "interaction: expected one of difference, product, outer"),
+        ("dien", {"auxiliary": -1.0}, "auxiliary"),
+        ("dien", {"auxiliary": float("inf")}, "auxiliary"),
+        ("dsin", {"session_length": 0}, "session_length"),
+        ("transformer", {"blocks": 3}, "blocks: expected one of 0, 1, 2"),
+        ("transformer", {"blocks": True}, "blocks: expected one of 0, 1, 2"),
+        ("transformer", {"position": 1}, "position"),
     ],
 )
 def test_what_is_no_option_is_refused(model: str, options: dict[str, Any], expected: str) -> None:

@@ -79,7 +79,7 @@ def base(encoder: Encoder) -> Exported:
 
 @pytest.fixture(scope="module")
 def din_outer(encoder: Encoder) -> Exported:
-    return Exported(encoder, "din", interaction="outer", attention=[6, 4], head=[8])
+    return Exported(encoder, "din", interaction="outer", weights="softmax", attention=[6], head=[8])
 
 
 @pytest.fixture(scope="module")

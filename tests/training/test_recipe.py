@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from model.contract.schema import Schema
 from model.din import DINConfig
-from training.recipe import FOLDER, SettingError, settings
+from model.zoo import CONFIGS
+from tests.training import shop
+from training.recipe import FOLDER, SettingError, check, settings
 from training.trainer import FitConfig
 
 
@@ -20,7 +23,7 @@ def test_given_values_go_over_the_recipe_s() -> None:
 
 
 @pytest.mark.parametrize("schema", [*(path.stem for path in FOLDER.glob("*.toml")), "unheard-of"])
-@pytest.mark.parametrize("model", ["din", "base"])
+@pytest.mark.parametrize("model", CONFIGS)
 def test_every_recipe_is_valid(schema: str, model: str) -> None:
     """Each data set has settings of each model without any --set."""
     settings(schema, model, [])
@@ -60,4 +63,22 @@ def test_a_setting_that_cannot_be_is_refused(given: str, expected: str) -> None:
 def test_an_unknown_model_is_refused() -> None:
     """The error lists the models."""
     with pytest.raises(SettingError, match="--model: expected one of din, base"):
-        settings("unheard-of", "dien", [])
+        settings("unheard-of", "dine", [])
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        ("dsin", "heads=3", "--set heads: expected a divisor of 64, the width of an item"),
+        ("transformer", "heads=3", "--set heads: expected a divisor of 64"),
+        ("dsin", "product=true", "--set product: the interest of this model is not as wide"),
+    ],
+)
+def test_options_that_do_not_go_with_the_schema_are_refused(
+    model: str, given: str, expected: str
+) -> None:
+    """The error names the option and what was expected, before anything is read or written."""
+    schema = Schema.parse(shop.SCHEMA)  # 4 item fields
+    check(settings("unheard-of", model, [])[0], schema)
+    with pytest.raises(SettingError, match=expected):
+        check(settings("unheard-of", model, [given])[0], schema)
