@@ -9,9 +9,10 @@ from model.layers import softmax
 
 
 class Block(nn.Module):
-    """Self-attention of several heads and a feed-forward layer (BST, section 2.2, equations 2 to 5).
+    """Self-attention of several heads and a feed-forward layer (BST, section 2.2), each added to its
+    input and normalised.
 
-    Each is added to its input and normalised. With ``reach`` a head adds a learnt term per distance
+    With ``reach`` a head adds a learnt term per distance
     between two behaviours to its scores; those further apart than ``reach`` share the last.
     Raises ValueError where ``heads`` do not divide the ``width``.
     """
@@ -28,7 +29,7 @@ class Block(nn.Module):
         self.distance = nn.Parameter(torch.zeros(reach, heads)) if reach else None
 
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """x (G, T, D) to the same shape; ``visible`` (G or 1, T or 1, T): whom each row looks at."""
+        """x (G, T, D) to the same shape; ``visible`` (G or 1, T or 1, T): whom a row looks at."""
         q, k, v = (split(part, self.heads) for part in self.inputs(x).chunk(3, -1))
         score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (G, heads, T, T)
         if self.distance is not None:

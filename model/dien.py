@@ -1,8 +1,8 @@
 """DIEN: Deep Interest Evolution Network (Zhou et al., AAAI 2019, arXiv 1809.03672).
 
-A GRU turns behaviours into interest states; an auxiliary loss holds each state to the behaviour that
-came next. A second GRU goes through the states, and its update gate is scaled by the attention that
-the candidate pays to each: interest evolves only along what is relevant for the candidate.
+A GRU turns behaviours into interest states; an auxiliary loss holds each state to the behaviour
+that came next. A second GRU goes through the states, and its update gate is scaled by the attention
+that the candidate pays to each: interest evolves only along what is relevant for the candidate.
 """
 
 from __future__ import annotations

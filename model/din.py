@@ -25,9 +25,10 @@ Interaction = Literal["difference", "product", "outer"]
 class DINConfig(NetworkConfig):
     """What can be chosen of DIN; the paper's plain form is recency and product off.
 
-    ``interaction`` is what the unit sees of candidate and behaviour together, ``recency`` adds a learnt term per age of the behaviour to its weight, ``product`` gives the
-    head the product of interest and candidate, ``behaviour_dropout`` is the share of a
-    candidate's behaviours left out while training (a raw sum is scaled up to make good for it).
+    ``interaction`` is what the unit sees of candidate and behaviour together. ``recency`` adds a
+    learnt term per age of the behaviour to its weight, ``product`` gives the head the product of
+    interest and candidate, ``behaviour_dropout`` is the share of a candidate's behaviours left out
+    while training (a raw sum is scaled up to make good for it).
     """
 
     product: bool = True

@@ -4,7 +4,7 @@ A history is a sequence of sessions. Self-attention inside each gives the sessio
 Bi-LSTM goes through these, and the candidate weighs both.
 
 The paper splits a history where the user paused for 30 minutes. A batch holds no times, so here a
-session is a stretch of ``session_length`` behaviours, counted from the oldest that a candidate sees.
+session is a stretch of ``session_length`` behaviours, from the oldest on that a candidate sees.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DSINConfig(NetworkConfig):
 
 
 class Sessions(Ordered):
-    """The interest (C, 2 D): sessions' interests weighed for the candidate, alone and in context."""
+    """The interest, 2 D wide: the sessions' weighed for the candidate, alone and in context."""
 
     causal = False
 

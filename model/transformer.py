@@ -2,9 +2,9 @@
 
 The candidate is the query and the behaviours are keys and values (Vaswani et al., 2017, section
 3.2.2); before that, ``blocks`` of causal self-attention, as in BST (Chen et al., 2019, arXiv
-1905.06874). BST, like TransAct (Xia et al., KDD 2023), puts the candidate into the sequence, so that
-all of it is computed anew for each candidate. Here it stays outside: the blocks run once per user.
-Positions are ages, counted back from the candidate, and distances between two behaviours.
+1905.06874). BST, like TransAct (Xia et al., KDD 2023), puts the candidate into the sequence, so
+that all of it is computed anew for each candidate. Here it stays outside: the blocks run once per
+user. Positions are ages, counted back from the candidate, and distances between two behaviours.
 """
 
 from __future__ import annotations

@@ -17,39 +17,43 @@ from training.unit import DOMAIN
 class RecurrentNode(nn.Module):
     """Stands in for an `nn.GRU` or `nn.LSTM` of one layer in one direction, batch first."""
 
-    # The operator, its attributes, and where its gates are among torch's.
-    _FORMS = {
-        nn.GRU: ("GRU", {"linear_before_reset": 1}, (1, 0, 2)),  # z, r, h of r, z, n
-        nn.LSTM: ("LSTM", {}, (0, 3, 1, 2)),  # i, o, f, c of i, f, g, o
-    }
+    w: Tensor
+    r: Tensor
+    b: Tensor
 
     def __init__(self, layer: nn.GRU | nn.LSTM) -> None:
         super().__init__()
-        self.size = layer.hidden_size
-        self.operator, self.attributes, order = self._FORMS[type(layer)]
+        self.operator = "GRU" if isinstance(layer, nn.GRU) else "LSTM"
+        self.attributes = {"hidden_size": layer.hidden_size}
+        order: tuple[int, ...] = (0, 3, 1, 2)  # ONNX has i, o, f, c where torch has i, f, g, o
+        if self.operator == "GRU":
+            self.attributes["linear_before_reset"] = 1
+            order = (1, 0, 2)  # and z, r, h where torch has r, z, n
 
-        def gates(weight: Tensor) -> Tensor:
-            parts = weight.detach().chunk(len(order))
+        def gates(name: str) -> Tensor:
+            parts = getattr(layer, name).detach().chunk(len(order))
             return torch.cat([parts[at] for at in order])[None].float()
 
-        self.register_buffer("w", gates(layer.weight_ih_l0))
-        self.register_buffer("r", gates(layer.weight_hh_l0))
-        self.register_buffer("b", torch.cat([gates(layer.bias_ih_l0), gates(layer.bias_hh_l0)], 1))
+        self.register_buffer("w", gates("weight_ih_l0"))
+        self.register_buffer("r", gates("weight_hh_l0"))
+        self.register_buffer("b", torch.cat([gates("bias_ih_l0"), gates("bias_hh_l0")], 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """States (G, T, H) of x (G, T, D), from 0."""
         y = torch.onnx.ops.symbolic(
             self.operator,
             (x.transpose(0, 1), self.w, self.r, self.b),
-            attrs={"hidden_size": self.size, **self.attributes},
+            attrs=self.attributes,
             dtype=x.dtype,
-            shape=(x.shape[1], 1, x.shape[0], self.size),
+            shape=(x.shape[1], 1, x.shape[0], self.attributes["hidden_size"]),
         )
         return (y.squeeze(1).transpose(0, 1),)
 
 
 class AUGRUNode(nn.Module):
     """Stands in for an `AUGRU`: all candidates of a user take a step side by side."""
+
+    w: Tensor
 
     def __init__(self, layer: AUGRU) -> None:
         super().__init__()

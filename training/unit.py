@@ -4,11 +4,11 @@ N candidates and T behaviours make N T pairs. Exporters give each pair a row of 
 product of a pair is ever built, because ``(q*k) Wp = q (diag(k) Wp)``: each row of the shorter side
 (own) gets the matrix ``diag(own) Wp + W_other``, by which all rows of the longer one (other) are
 multiplied; the bias is one more row. An outer product in the unit only changes that matrix: it is
-``own W + W_other`` then, D^2 multiply-adds per neuron and row of own more. The work is cut into chunks of own rows, about `CHUNK` pairs
-each, so that what passes between the layers stays in the second-level cache. Inside a chunk a
-neuron is a row and a pair a column: everything is 2-D, so that a layer and its activation are one
-kernel, and a neuron's parameters are one number for a whole row. docs/performance.md has the
-figures of each step.
+``own W + W_other`` then, D^2 multiply-adds more per neuron and row of own. The work is cut into
+chunks of own rows, about `CHUNK` pairs each, so that what passes between the layers stays in the
+second-level cache. Inside a chunk a neuron is a row and a pair a column: everything is 2-D, so that
+a layer and its activation are one kernel, and a neuron's parameters are one number for a whole row.
+docs/performance.md has the figures of each step.
 """
 
 from __future__ import annotations

@@ -174,7 +174,9 @@ def test_a_field_more_leaves_scores_as_they_were(shop_logs: Logs) -> None:
 @pytest.mark.parametrize("interaction", ["difference", "product", "outer"])
 def test_an_item_field_more_leaves_scores_as_they_were(shop_logs: Logs, interaction: str) -> None:
     """The unit's columns go with the fields that they belong to, whatever the unit sees."""
-    text = shop.SCHEMA.replace("[[item]]", '[[item]]\nname = "colour"\n[[item]]', 1)
+    text = shop.SCHEMA.replace(
+        '[[item]]\nname = "genre"', '[[item]]\nname = "colour"\n[[item]]\nname = "genre"'
+    )
     logs = changed(shop_logs, text)
     seen, more = learn(shop_logs), learn(logs)
     old = outline(shop_logs, seen, interaction=interaction)
@@ -200,12 +202,8 @@ def test_an_option_that_there_was_not_yet_had_its_default(shop_logs: Logs) -> No
 def test_other_models_carry_everything_or_their_tables(shop_logs: Logs) -> None:
     """The same model, options and fields: all of it; else what belongs to ids."""
     seen = learn(shop_logs)
-    one, two = (
-        Outline(
-            shop_logs.schema, "dsin", plain(asdict(configure("dsin", {"session_length": n}))), seen
-        )
-        for n in (5, 6)
-    )
+    configs = (configure("dsin", {"session_length": length}) for length in (5, 6))
+    one, two = (Outline(shop_logs.schema, "dsin", plain(asdict(c)), seen) for c in configs)
     assert carried(one, one).fresh == ()
     assert {name.split(".")[0] for name in carried(one, two).fresh} == {"interest", "head"}
 
