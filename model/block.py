@@ -9,8 +9,8 @@ from model.layers import softmax
 
 
 class Block(nn.Module):
-    """Self-attention of several heads and a feed-forward layer (BST, section 2.2), each added to its
-    input and normalised.
+    """Self-attention of several heads and a feed-forward layer (BST, section 2.2), each added to
+    its input and normalised.
 
     With ``reach`` a head adds a learnt term per distance
     between two behaviours to its scores; those further apart than ``reach`` share the last.

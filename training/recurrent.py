@@ -43,7 +43,7 @@ class RecurrentNode(nn.Module):
         y = torch.onnx.ops.symbolic(
             self.operator,
             (x.transpose(0, 1), self.w, self.r, self.b),
-            attrs=self.attributes,
+            attrs=dict(self.attributes),
             dtype=x.dtype,
             shape=(x.shape[1], 1, x.shape[0], self.attributes["hidden_size"]),
         )
