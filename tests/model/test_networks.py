@@ -130,6 +130,29 @@ def test_a_candidate_sees_its_part_of_the_history_only(variant: str, dense: bool
 
 
 @every_variant
+def test_candidates_that_share_a_history_see_their_own_part_of_it(variant: str) -> None:
+    """From the same beginning to different ends, with all in one pass: each scores as alone, and
+    no gradient reaches a behaviour behind its end."""
+    network, batch = nets.network(variant), nets.batch(candidates=12, missing=0)
+    batch = replace(batch, start=batch.start * 0)
+    expected = [nets.logits(network, pick(batch, [c])) for c in range(batch.candidates)]
+    same(nets.logits(network, batch), torch.cat(expected))
+    found: list[Tensor] = []
+    network.history.register_forward_hook(lambda *call: found.append(call[2]))
+    tensors = Tensors.of(batch)
+    logits, _ = network(tensors)
+    spans = tensors.spans()
+    first = (spans.cumsum(0) - spans).numpy()[batch.owner]
+    for c in range(batch.candidates):
+        (gradient,) = torch.autograd.grad(logits[c].sum(), found[0], retain_graph=True)
+        seen = np.zeros(len(gradient), bool)
+        seen[first[c] : first[c] + batch.stop[c]] = True
+        assert not gradient[~seen].any()
+        assert gradient[seen].any() == (batch.stop[c] > 0)
+    assert len(set(batch.stop[batch.owner == 0])) > 1
+
+
+@every_variant
 def test_only_some_look_at_the_order_of_behaviours(variant: str) -> None:
     """Pooling is the same for any order, unless DIN has its recency term; sequences go by it."""
     network, batch = nets.network(variant), nets.batch()
