@@ -99,7 +99,7 @@ def test_the_auxiliary_loss_is_handed_over_once_and_only_while_training() -> Non
         network.interest.auxiliary = weight
         torch.manual_seed(0)
         network(batch)
-        losses.append(float(network.auxiliary()))
+        losses.append(network.auxiliary().item())
         assert network.auxiliary() == 0
     assert losses[0] == losses[1] > 0
     assert losses[2] == pytest.approx(losses[0] / 4)
