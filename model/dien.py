@@ -44,15 +44,16 @@ class Evolution(Ordered):
         self._loss: Tensor | None = None
 
     def encode(self, x: Tensor, length: Tensor) -> Tensor:
-        """Interest states (G, T, D)."""
+        """Interest states, and what they give to the AUGRU's gates, side by side (G, T, 4 D)."""
         h: Tensor = self.extractor(x)[0]
         if self.training and self.auxiliary:
             self._loss = auxiliary_loss(h, x, length)
-        return h
+        return torch.cat([h, self.evolution.inputs(h)], -1)
 
     def attend(self, code: Tensor, q: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
-        weight = self.attention(code, q, age >= 0)
-        return self.evolution(code, weight), weight
+        h, given = code.split([self.width, 3 * self.width], -1)
+        weight = self.attention(h, q, age >= 0)
+        return self.evolution(given, weight), weight
 
     def loss(self) -> Tensor | None:
         """The auxiliary loss of the last training forward, weighted; it is handed over once."""
@@ -74,22 +75,15 @@ class AUGRU(nn.Module):
         self.inputs = nn.Linear(width, 3 * width)  # u, r, n
         self.state = nn.Linear(width, 3 * width, bias=False)
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The last state (G, N, D), from 0 through x (G, T, D) with attention ``weight`` (G, N, T).
-
-        What is exported in place of ``steps`` is `training.recurrent`.
-        """
-        return self.steps(self.inputs(x), weight)
-
-    def steps(self, given: Tensor, weight: Tensor) -> Tensor:
-        """As `forward`, from what x gives to the gates (G, T, 3 D)."""
-        groups, candidates, longest = weight.shape
-        h = given.new_zeros(groups, candidates, given.shape[2] // 3)
-        for at in range(longest):
-            xu, xr, xn = given[:, None, at].chunk(3, -1)
-            hu, hr, hn = self.state(h).chunk(3, -1)
-            u = weight[:, :, at, None] * torch.sigmoid(xu + hu)
-            h = torch.lerp(h, torch.tanh(xn + torch.sigmoid(xr + hr) * hn), u)
+    def forward(self, given: Tensor, weight: Tensor) -> Tensor:
+        """The last state (G, N, D), from 0, with attention ``weight`` (G, N, T); given (G, T, 3 D)
+        is what ``inputs`` makes of x. What is exported in its place is `training.recurrent`."""
+        width = given.shape[2] // 3
+        h = given.new_zeros(*weight.shape[:2], width)
+        for x, a in zip(given[:, None].unbind(2), weight[..., None].unbind(2), strict=True):
+            (of_x, xn), (of_h, hn) = (v.split([2 * width, width], -1) for v in (x, self.state(h)))
+            u, r = torch.sigmoid(of_x + of_h).chunk(2, -1)
+            h = torch.lerp(h, torch.tanh(xn + r * hn), a * u)
         return h
 
 

@@ -57,16 +57,16 @@ class AUGRUNode(nn.Module):
 
     def __init__(self, layer: AUGRU) -> None:
         super().__init__()
-        self.inputs = layer.inputs
+        self.inputs = layer.inputs  # of use before the node
         self.register_buffer("w", layer.state.weight.detach().T.contiguous().float())
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The last state (G, N, D) of x (G, T, D) with attention (G, N, T)."""
+    def forward(self, given: Tensor, weight: Tensor) -> Tensor:
+        """The last state (G, N, D), with attention (G, N, T); given (G, T, 3 D)."""
         found: Tensor = torch.onnx.ops.symbolic(
             f"{DOMAIN}::AUGRU",
-            (self.inputs(x), weight, self.w),
-            dtype=x.dtype,
-            shape=(x.shape[0], weight.shape[1], x.shape[2]),
+            (given, weight, self.w),
+            dtype=given.dtype,
+            shape=(*weight.shape[:2], self.w.shape[0]),
             version=1,
         )
         return found
