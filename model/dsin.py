@@ -53,16 +53,16 @@ class Sessions(Ordered):
 
     def encode(self, x: Tensor, length: Tensor) -> Tensor:
         """Interests of K sessions alone and in context, side by side (G, K, 2 D)."""
-        size, longest = self.size, x.shape[1]
+        groups, longest, size = x.shape[0], x.shape[1], self.size
         sessions = (longest + size - 1) // size  # K
         at = torch.arange(sessions * size)
-        x = x.index_select(1, at.clamp(max=longest - 1)).unflatten(1, (-1, size))  # (G, K, S, D)
-        real = (at < length[:, None]).unflatten(1, (-1, size))  # (G, K, S)
+        x = x.index_select(1, at.clamp(max=longest - 1)).unflatten(1, (sessions, size))
+        real = (at < length[:, None]).unflatten(1, (sessions, size))  # (G, K, S), x (G, K, S, D)
         which = torch.arange(sessions).clamp(max=len(self.of_session) - 1)
         bias = nn.functional.embedding(which, self.of_session[:, :, 0])[:, :, None]  # (K, 1, 1)
         x = x + bias + self.of_place + self.of_unit
         seen = real.flatten(0, 1)[:, None]  # (G K, 1, S)
-        y = self.block(x.flatten(0, 1), seen).unflatten(0, (-1, sessions))
+        y = self.block(x.flatten(0, 1), seen).unflatten(0, (groups, sessions))
         count = real.sum(-1, keepdim=True)  # (G, K, 1)
         alone = (y * real[..., None]).sum(2) / count.clamp(min=1)  # equation 5
         # Each direction goes through the real sessions only: the last real one first, backwards.

@@ -89,7 +89,7 @@ def dien(encoder: Encoder) -> Exported:
 
 @pytest.fixture(scope="module")
 def dsin(encoder: Encoder) -> Exported:
-    return Exported(encoder, "dsin", session_length=4, head=[8])
+    return Exported(encoder, "dsin", head=[8])
 
 
 @pytest.fixture(scope="module")

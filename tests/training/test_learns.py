@@ -23,7 +23,7 @@ FIT = FitConfig(size=256, epochs=3, rate=1e-2, embedding_rate=2e-2, evaluations=
 OPTIONS = {"dim": 8, "head_activation": "relu"}
 
 # How far a model gets on the way from the AUC of the best score without history (0.567) to that of
-# the true probabilities (0.770): the share that is asked for, two thirds of the least of three seeds.
+# the true probabilities (0.770): the share that is asked for, two thirds of the least of 3 seeds.
 MODELS: dict[str, tuple[str, dict[str, Any], float]] = {
     "base": ("base", {}, 0.15),  # 0.28, 0.22, 0.34
     "din": ("din", {"attention_activation": "relu"}, 0.43),  # 0.70, 0.65, 0.72
