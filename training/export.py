@@ -64,7 +64,7 @@ class Calibrated(nn.Module):
 
 def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> bytes:
     """The graph as ONNX bytes. All sizes are dynamic; an input per group that has fields."""
-    # No size of the example, nor one that follows from it, may be 1: the exporter takes 1 for fixed.
+    # No size of the example, nor one that follows from it, may be 1: the exporter would fix it.
     length = 2 * encoder.schema.history_length + 9
     feeds = random_batch(encoder, users=3, length=length, candidates=7, seed=0).feeds()
     dynamic = torch.export.Dim.DYNAMIC
