@@ -89,6 +89,13 @@ class Dropout(nn.Module):
         return x * kept.mul_(2**16 / (2**16 - self.dropped))
 
 
+def softmax(score: Tensor, real: Tensor) -> Tensor:
+    """Softmax over the last axis where ``real``, 0 elsewhere: all 0 where nothing is real."""
+    score = score.masked_fill(~real, -1e9)
+    raised = torch.exp(score - score.amax(-1, keepdim=True)) * real
+    return raised / raised.sum(-1, keepdim=True).clamp(min=1e-30)
+
+
 class Embeddings(nn.Module):
     """One embedding table per id table of the groups: by default users, items, ads and contexts.
 

@@ -123,6 +123,13 @@ class Network(nn.Module):
         fields = torch.cat(parts, -1).unflatten(-1, (-1, self.dim))
         return fields, torch.cat([*parts, *product], -1), weight
 
+    def auxiliary(self) -> Tensor | float:
+        """What the last training forward adds to the loss of the labels: that of an interest with
+        a method ``loss``, else 0. It is handed over once."""
+        loss = getattr(self.interest, "loss", None)
+        found: Tensor | None = loss() if loss else None
+        return 0.0 if found is None else found
+
     def sparse(self) -> dict[str, nn.Parameter]:
         """The weights by name of which a step touches only the rows that occur in it."""
         return {

@@ -39,15 +39,19 @@ def settings(
         path = FOLDER / f"{schema}.toml"
         recipe = tomllib.loads((path if path.exists() else FOLDER / "default.toml").read_text())
         kinds = {kind: name for name, kind in CONFIGS.items()}
-        varied = (kinds.get(kind) for kind in CONFIGS[model].mro())
-        base = next((recipe[name] for name in varied if name in recipe), {})
+        varied = [kinds.get(kind, "") for kind in CONFIGS[model].mro()]
+        found = next((recipe[name] for name in varied if name in recipe), {})
+        known = {
+            each.name for of in (CONFIGS[model], FitConfig) for each in fields(of) if each.init
+        }
+        base = {k: v for k, v in found.items() if model in recipe or k in known}
     values = {**base, **dict(_pair(each) for each in given)}
     default = asdict(FitConfig())
     try:
         config = configure(model, {k: v for k, v in values.items() if k not in default})
     except ValueError as error:
-        known = ", ".join(each.name for each in fields(FitConfig))
-        raise SettingError(f"--set {error}; or of the training: {known}") from None
+        of_training = ", ".join(each.name for each in fields(FitConfig))
+        raise SettingError(f"--set {error}; or of the training: {of_training}") from None
     fit = {key: value for key, value in values.items() if key in default}
     for key, value in fit.items():
         if key == "task_weights":

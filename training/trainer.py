@@ -197,6 +197,7 @@ class Trainer:
         network.train()
         logit = network.pretrain(batch) if self._pretrains() else network(batch)[0]
         loss = nn.functional.binary_cross_entropy_with_logits(logit, label, self.task_weights)
+        loss = loss + network.auxiliary()
         value = float(loss.detach())
         if not np.isfinite(value):
             raise TrainingError(f"step {at.step + 1}: the loss is {value}; last checkpoint kept")

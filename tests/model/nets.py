@@ -96,8 +96,32 @@ CROSSINGS: dict[str, dict[str, Any]] = {
         ("nfm", {"pooling": "mean"}),
     )
 }
-OPTIONS = {**DIN, **BASE, **CROSSINGS, **TASKS}
+UNITS = {
+    f"din {interaction} {weights}": {
+        "attention": [4, 3],
+        "interaction": interaction,
+        "weights": weights,
+        "attention_activation": "dice",
+        "recency": False,
+    }
+    for interaction, weights in itertools.product(("product", "outer"), ("raw", "softmax"))
+}
+SEQUENCES: dict[str, dict[str, Any]] = {
+    "dien": {},
+    "dien product": {"product": True},
+    "dsin of 2": {"session_length": 2},
+    "dsin of 4": {"session_length": 4, "heads": 3},
+    "dsin of 9": {"session_length": 9},
+    "transformer 0": {"blocks": 0, "product": True},
+    "transformer 1": {"blocks": 1, "heads": 3},
+    "transformer 2": {"blocks": 2},
+    "transformer 0 unordered": {"blocks": 0, "position": False},
+}
+OPTIONS = {**DIN, **BASE, **CROSSINGS, **TASKS, **UNITS, **SEQUENCES}
 VARIANTS = list(OPTIONS)
+ORDERED = {*SEQUENCES} - {"transformer 0 unordered"} | {
+    each for each in OPTIONS if "recency" in each
+}
 
 
 def network(variant: str, seed: int = 0) -> Network:

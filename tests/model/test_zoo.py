@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from model.base import BaseConfig
+from model.dien import DIENConfig
 from model.din import DINConfig
+from model.transformer import TransformerConfig
 from model.zoo import CONFIGS, configure
 
 
@@ -18,6 +20,8 @@ def test_options_become_a_configuration() -> None:
     found = configure("din", {"head": [8, 4], "dropout": 0, "weights": "softmax"})
     assert found == DINConfig(head=(8, 4), dropout=0, weights="softmax")
     assert configure("base", {}) == BaseConfig()
+    assert configure("dien", {"auxiliary": 2}) == DIENConfig(auxiliary=2)
+    assert configure("transformer", {"blocks": 0}) == TransformerConfig(blocks=0)
 
 
 @pytest.mark.parametrize("model", CONFIGS)
@@ -30,7 +34,7 @@ def test_what_a_run_writes_down_is_the_same_configuration(model: str) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "expected"),
     [
-        ("dien", {}, "model: expected one of lr, "),
+        ("dine", {}, "model: expected one of lr, "),
         ("base", {"recency": True}, "recency: expected an option of base"),
         ("din", {"dim": 0}, "dim"),
         ("din", {"dim": 8.0}, "dim"),
@@ -53,6 +57,13 @@ def test_what_a_run_writes_down_is_the_same_configuration(model: str) -> None:
         ("lr", {"dim": 8}, "dim: expected an option of lr: pooling$"),
         ("lr", {"head": [8]}, "head: expected an option of lr: pooling$"),
         ("nfm", {"product": True}, "product: expected an option of nfm: dim"),
+        ("din", {"interaction": "sum"}, "interaction: expected one of difference, product, outer"),
+        ("dien", {"auxiliary": -1.0}, "auxiliary"),
+        ("dien", {"auxiliary": float("inf")}, "auxiliary"),
+        ("dsin", {"session_length": 0}, "session_length"),
+        ("transformer", {"blocks": 3}, "blocks: expected one of 0, 1, 2"),
+        ("transformer", {"blocks": True}, "blocks: expected one of 0, 1, 2"),
+        ("transformer", {"position": 1}, "position"),
     ],
 )
 def test_what_is_no_option_is_refused(model: str, options: dict[str, Any], expected: str) -> None:

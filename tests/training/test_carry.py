@@ -211,6 +211,40 @@ def test_a_field_more_leaves_scores_as_they_were(shop_logs: Logs) -> None:
     assert torch.allclose(two, logits(network(new), logs, more), atol=1e-6)
 
 
+@pytest.mark.parametrize("interaction", ["difference", "product", "outer"])
+def test_an_item_field_more_leaves_scores_as_they_were(shop_logs: Logs, interaction: str) -> None:
+    """The unit's columns go with the fields that they belong to, whatever the unit sees."""
+    text = shop.SCHEMA.replace(
+        '[[item]]\nname = "genre"', '[[item]]\nname = "colour"\n[[item]]\nname = "genre"'
+    )
+    logs = changed(shop_logs, text)
+    seen, more = learn(shop_logs), learn(logs)
+    old = outline(shop_logs, seen, interaction=interaction)
+    new = outline(logs, more, interaction=interaction)
+    fresh = configure("din", new.options).build(new.schema, learn_sizes(new)).state_dict()
+    found = carry(old, network(old).state_dict(), {}, new, fresh)
+    assert set(found.fresh) == {"embeddings.tables.colour.weight"}
+    one, two = logits(loaded(new, found), logs, more), logits(network(old), shop_logs, seen)
+    assert torch.allclose(one, two, atol=1e-5)
+    assert two.std() > 0.01
+
+
+def test_an_option_that_there_was_not_yet_had_its_default(shop_logs: Logs) -> None:
+    """A state from before there were several interactions is carried as before."""
+    of = outline(shop_logs, learn(shop_logs))
+    options = {key: value for key, value in of.options.items() if key != "interaction"}
+    assert carried(replace(of, options=options), of).fresh == ()
+
+
+def test_other_models_carry_everything_or_their_tables(shop_logs: Logs) -> None:
+    """The same model, options and fields: all of it; else what belongs to ids."""
+    seen = learn(shop_logs)
+    configs = (configure("dsin", {"session_length": length}) for length in (5, 6))
+    one, two = (Outline(shop_logs.schema, "dsin", plain(asdict(c)), seen) for c in configs)
+    assert carried(one, one).fresh == ()
+    assert {name.split(".")[0] for name in carried(one, two).fresh} == {"interest", "head"}
+
+
 def test_a_task_less_leaves_the_others_as_they_were(shop_logs: Logs) -> None:
     """Outputs go by the task's name."""
     text = shop.SCHEMA.replace('[[task]]\nname = "click"\n', "")
@@ -226,6 +260,8 @@ def test_a_task_less_leaves_the_others_as_they_were(shop_logs: Logs) -> None:
     [
         ({"head": [8, 8]}, {"head"}),
         ({"attention": [5]}, {"interest"}),
+        ({"interaction": "product"}, {"interest"}),
+        ({"interaction": "outer"}, {"interest"}),
         ({"dim": 5}, {"embeddings", "history", "interest", "head"}),
     ],
 )

@@ -85,7 +85,30 @@ def base(encoder: Encoder) -> Exported:
     return Exported(encoder, "base", dim=4, pooling="mean", product=True, head=[8])
 
 
-@pytest.mark.parametrize("name", ["din", "base"])
+@pytest.fixture(scope="module")
+def din_outer(encoder: Encoder) -> Exported:
+    return Exported(encoder, "din", interaction="outer", weights="softmax", attention=[6], head=[8])
+
+
+@pytest.fixture(scope="module")
+def dien(encoder: Encoder) -> Exported:
+    return Exported(encoder, "dien", head=[8])
+
+
+@pytest.fixture(scope="module")
+def dsin(encoder: Encoder) -> Exported:
+    return Exported(encoder, "dsin", head=[8])
+
+
+@pytest.fixture(scope="module")
+def transformer(encoder: Encoder) -> Exported:
+    return Exported(encoder, "transformer", head=[8])
+
+
+EVERY = ["din", "base", "din_outer", "dien", "dsin", "transformer"]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_the_graph_is_the_network(name: str, request: pytest.FixtureRequest) -> None:
     """Every size, unknown ids and several users: within 1e-5, and every case was tried."""
     made: Exported = request.getfixturevalue(name)
@@ -138,7 +161,7 @@ def test_the_calibration_is_part_of_the_graph(din: Exported) -> None:
     np.testing.assert_allclose(run(din.session, batch), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["din", "base"])
+@pytest.mark.parametrize("name", EVERY)
 def test_merging_requests_does_not_change_scores(name: str, request: pytest.FixtureRequest) -> None:
     """Requests of all lengths in one call score in onnxruntime as each alone."""
     made: Exported = request.getfixturevalue(name)

@@ -10,6 +10,7 @@ from model.contract.schema import Schema
 from model.din import DINConfig
 from model.tasks import MMoEConfig
 from model.zoo import CONFIGS
+from tests.training import shop
 from training.recipe import FOLDER, SettingError, hold, settings
 from training.trainer import FitConfig
 
@@ -99,4 +100,22 @@ def test_a_setting_that_cannot_be_is_refused(given: str, expected: str) -> None:
 def test_an_unknown_model_is_refused() -> None:
     """The error lists the models."""
     with pytest.raises(SettingError, match="--model: expected one of lr, "):
-        settings("unheard-of", "dien", [])
+        settings("unheard-of", "dine", [])
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        ("dsin", "heads=3", "--set heads: expected a divisor of 64, the width of an item"),
+        ("transformer", "heads=3", "--set heads: expected a divisor of 64"),
+        ("dsin", "product=true", "--set product: the interest of this model is not as wide"),
+    ],
+)
+def test_options_that_do_not_go_with_the_schema_are_refused(
+    model: str, given: str, expected: str
+) -> None:
+    """The error names the option and what was expected, before anything is read or written."""
+    schema = Schema.parse(shop.SCHEMA)  # 4 item fields
+    hold(schema, *settings("unheard-of", model, []))
+    with pytest.raises(SettingError, match=expected):
+        hold(schema, *settings("unheard-of", model, [given]))
