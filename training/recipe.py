@@ -40,7 +40,7 @@ def settings(
         recipe = tomllib.loads((path if path.exists() else FOLDER / "default.toml").read_text())
         kinds = {kind: name for name, kind in CONFIGS.items()}
         varied = [kinds.get(kind, "") for kind in CONFIGS[model].mro()]
-        found = next((recipe[name] for name in varied if name in recipe), {})
+        found: dict[str, Any] = next((recipe[name] for name in varied if name in recipe), {})
         known = {
             each.name for of in (CONFIGS[model], FitConfig) for each in fields(of) if each.init
         }
