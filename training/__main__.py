@@ -114,7 +114,10 @@ def fit(
     from training.fit import fit as run_fit
 
     with progress(console) as update:
-        figures, trained = run_fit(data, out, model, seed, setting or [], threads, update)
+        fitted = run_fit(data, out, model, seed, setting or [], threads, update)
+    if fitted is None:  # one of several processes, of which the first one tells
+        return
+    figures, trained = fitted
     if not trained:
         console.print(f"{out}: this run is finished; nothing was trained", soft_wrap=True)
     report.metrics_table(console, f"{model}, seed {seed}: {out}", figures["metrics"])
@@ -212,6 +215,8 @@ def _expected() -> tuple[type[Exception], ...]:
     from model.contract.repository import RepositoryError
     from model.contract.schema import SchemaError
     from training.announce import StoppedError
+    from training.checkpoint import CheckpointError
+    from training.cluster import ClusterError
     from training.collect import CollectError
     from training.export import ParityError
     from training.gate import RuleError
@@ -225,6 +230,8 @@ def _expected() -> tuple[type[Exception], ...]:
 
     return (
         BundleError,
+        CheckpointError,
+        ClusterError,
         CollectError,
         FieldError,
         LabelError,

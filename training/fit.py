@@ -13,13 +13,15 @@ import torch
 
 from model.network import Network
 from model.zoo import configure
-from terminal.progress import Update
-from training import calibrate, checkpoint, metrics, state, vocabulary, window
+from terminal.progress import Update, quiet
+from training import calibrate, checkpoint, cluster, metrics, state, vocabulary, window
 from training.calibrate import Calibration, sigmoid
 from training.carry import Outline, carry
+from training.cluster import Cluster
 from training.dataset import Dataset, build, learn_encoder
 from training.drift import HISTOGRAM, histogram
 from training.golden import golden_requests
+from training.group import Group
 from training.logs import Logs, LogsError
 from training.recipe import settings
 from training.run import Run, RunError
@@ -35,13 +37,29 @@ def fit(
     given: Sequence[str],
     threads: int,
     update: Update,
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[dict[str, Any], bool] | None:
     """Train a run to its end and write it down; its metrics, progress and speed, and whether it was
     trained now: a finished run is left as it is.
 
     Raises what reading, settings and training raise. A run that was killed goes on from its last
-    checkpoint when asked for with the same arguments.
+    checkpoint when asked for with the same arguments, by any number of processes. Of several that
+    torchrun starts, the first one answers and tells how far they are; for the others it is None.
     """
+    with cluster.join() as group:
+        update = update if group.leader else quiet
+        return _fit(data, out, model, seed, given, threads, update, group)
+
+
+def _fit(
+    data: Path,
+    out: Path,
+    model: str,
+    seed: int,
+    given: Sequence[str],
+    threads: int,
+    update: Update,
+    group: Group,
+) -> tuple[dict[str, Any], bool] | None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     update("read", 0, 0, {})
@@ -56,11 +74,18 @@ def fit(
         "data": str(data.resolve()),
         "logs": _digest(data),
     }
-    run = Run(out)
-    if run.found(about) and (finished := run.results()):
-        checkpoint.remove(out)  # of a fit that was killed right after its end
-        return finished, False
-    return train(run, logs, about, update), True
+    run, finished = Run(out), []
+
+    def look() -> None:
+        if group.leader and run.found(about) and (results := run.results()):
+            checkpoint.remove(out)  # of a fit that was killed right after its end
+            finished.append(results)
+
+    group.agree(look)
+    if group.sum(len(finished)):
+        return (finished[0], False) if group.leader else None
+    results = train(run, logs, about, update, group=group)
+    return (results, True) if group.leader else None
 
 
 def train(
@@ -71,13 +96,16 @@ def train(
     *,
     start: State | None = None,
     forget_days: int | None = None,
+    group: Group | None = None,
 ) -> dict[str, Any]:
     """Train a network ``about`` which run.json says everything, calibrate it on the validation
     impressions, measure it and write all down; the run's results.
 
     With the state of an earlier version it goes on from there: see `training.carry`. Ids not seen
-    for ``forget_days`` get no row.
+    for ``forget_days`` get no row. Of a ``group`` of several processes the leader alone does all
+    that comes after the last step, with whole tables; the others' results are empty.
     """
+    group = group or Group()
     config, how = configure(about["model"], about["options"]), FitConfig(**about["fit"])
     update("encode", 0, 0, {})
     seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days)
@@ -85,10 +113,24 @@ def train(
     sets = build(logs, encoder)
     for split, part in sets.items():
         _need(Path(about["data"]), split, part)
-    run.start(logs.schema_text, encoder, golden_requests(logs), about)
-    torch.manual_seed(about["seed"])
-    sizes = {name: table.size for name, table in encoder.tables.items()}
-    network = config.build(logs.schema, sizes)
+
+    def begin() -> None:
+        if group.leader:
+            run.start(logs.schema_text, encoder, golden_requests(logs), about)
+
+    def fresh() -> Network:
+        torch.manual_seed(about["seed"])
+        sizes = {name: table.size for name, table in encoder.tables.items()}
+        return config.build(logs.schema, sizes)
+
+    group.agree(begin)
+    if isinstance(group, Cluster):
+        network = fresh()
+        group.shard(network)
+        Trainer(network, sets, how, about["seed"], run.folder, group=group).fit(update)
+        if not group.leader:
+            return {}
+    network = fresh()  # after several processes it takes all from their last checkpoint
     trainer = Trainer(network, sets, how, about["seed"], run.folder, warm=start is not None)
     carried = _go_on(trainer, start, Outline(logs.schema, about["model"], about["options"], seen))
     progress = trainer.fit(update)
