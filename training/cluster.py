@@ -33,7 +33,7 @@ class ClusterError(RuntimeError):
 def join() -> Iterator[Group]:
     """The group of this process: that of torchrun's environment, or alone without one.
 
-    Raises `ClusterError` when the extra is missing.
+    Raises `ClusterError` when the extra is missing, or where a lost process could not come back.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -45,11 +45,31 @@ def join() -> Iterator[Group]:
             f"{size} processes: {' and '.join(missing)} missing; install the extra cluster "
             "(docs/scale.md), or train with one process"
         )
-    dist.init_process_group("gloo")
+    store = _store()
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     try:
         yield Cluster(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     finally:
         dist.destroy_process_group()
+
+
+def _store() -> dist.Store:
+    """Where the processes of this start find each other.
+
+    torchrun of 2.13 keeps one store for all its starts and does not part them, so a group that is
+    started again would look for processes that are gone. On one machine the count of starts parts
+    them; machines count differently, so that there the store must not be kept.
+    """
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if kept and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
+        raise ClusterError(
+            "several machines: start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, without "
+            "which it can't start a lost group again (docs/scale.md)"
+        )
+    store: dist.Store = next(iter(dist.rendezvous("env://")))[0]
+    starts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if kept else "0"
+    return dist.PrefixStore(starts, store)
 
 
 class Cluster(Group):
