@@ -28,6 +28,14 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 
+@app.callback()
+def one_of_many(context: typer.Context) -> None:
+    """What torchrun starts several times must be a command that several do together."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and context.invoked_subcommand != "fit":
+        raise typer.BadParameter("torchrun with several processes: expected the command fit")
+
+
 class Source(StrEnum):
     movielens_1m = "movielens-1m"
     amazon_csv = "amazon-csv"

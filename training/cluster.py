@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from model.layers import Dice
 from model.network import Network
@@ -54,7 +55,7 @@ def join() -> Iterator[Group]:
         dist.destroy_process_group()
 
 
-def _store() -> dist.Store:
+def _store() -> Any:
     """Where the processes of this start find each other.
 
     torchrun of 2.13 keeps one store for all its starts and does not part them, so a group that is
@@ -67,9 +68,9 @@ def _store() -> dist.Store:
             "several machines: start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, without "
             "which it can't start a lost group again (docs/scale.md)"
         )
-    store: dist.Store = next(iter(dist.rendezvous("env://")))[0]
+    store = next(iter(rendezvous("env://")))[0]
     starts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if kept else "0"
-    return dist.PrefixStore(starts, store)
+    return dist.PrefixStore(starts, store)  # type: ignore[attr-defined]
 
 
 class Cluster(Group):

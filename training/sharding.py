@@ -117,7 +117,7 @@ class Sharded:
         names: Sequence[str],
         local_size: int,
         kinds: Mapping[str, Sequence[str]],
-    ) -> nn.Module:
+    ) -> Any:
         """A sharded collection of tables of one width, which takes their rows from the network."""
         whole = network.sparse()
         rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -182,7 +182,7 @@ class _Rows(nn.Module):
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         super().__init__()
-        self.shards = list(shards)  # type: ignore[assignment]
+        self.shards = list(shards)
 
     def forward(self, features: Any) -> Tensor:
         found = [

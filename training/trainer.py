@@ -104,8 +104,8 @@ class Trainer:
         }
         held = {id(network.sparse()[name]): span for name, span in self.group.spans.items()}
         for name, weight in network.embeddings.weights().items():
-            if id(weight) in held:
-                self.counts[name] = self.counts[name][held[id(weight)].first : held[id(weight)].last]
+            if span := held.get(id(weight)):
+                self.counts[name] = self.counts[name][span.first : span.last]
         self.best: dict[str, Tensor] = {}
         self.progress = Progress(evaluations=[])
         self.steps_per_epoch = len(data["train"].plan(config.size, config.block, 0))
@@ -186,9 +186,9 @@ class Trainer:
         value = self.group.sum(float(loss.detach()))
         if not np.isfinite(value):
             epoch, within = divmod(at.step, self.steps_per_epoch)
+            place = f"epoch {epoch + 1}, batch {within + 1} of {self.steps_per_epoch}"
             raise TrainingError(
-                f"step {at.step + 1}: the loss is {value} (epoch {epoch + 1}, batch {within + 1} of "
-                f"{self.steps_per_epoch}); last checkpoint kept"
+                f"step {at.step + 1}: the loss is {value} ({place}); last checkpoint kept"
             )
         self.sparse.zero_grad()
         self.dense.zero_grad()

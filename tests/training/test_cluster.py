@@ -221,7 +221,7 @@ def test_without_torchrec_many_are_told_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setattr(cluster, "find_spec", lambda _: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
-        pytest.raises(ClusterError, match="2 processes: torchrec and fbgemm_gpu.*extra cluster"),
+        pytest.raises(ClusterError, match=r"2 processes: torchrec and fbgemm_gpu.*extra cluster"),
         cluster.join(),
     ):
         pass
