@@ -216,6 +216,8 @@ def main() -> None:
 
 def _expected() -> tuple[type[Exception], ...]:
     """What a command may raise; imported only when needed, since half of it brings torch."""
+    from safetensors import SafetensorError
+
     from mirror.remote import MirrorError
     from model.contract.bundle import BundleError
     from model.contract.encode import FieldError
@@ -252,6 +254,7 @@ def _expected() -> tuple[type[Exception], ...]:
         RepositoryError,
         RuleError,
         RunError,
+        SafetensorError,  # a disk that is full
         SchemaError,
         SettingError,
         StateError,

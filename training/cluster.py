@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from model.layers import Dice
 from model.network import Network
 from model.tensors import Tensors
 from training.group import Group, Span
+
+if TYPE_CHECKING:
+    from training.sharding import Sharded
 
 
 class ClusterError(RuntimeError):
@@ -51,6 +54,10 @@ def join() -> Iterator[Group]:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     try:
         yield Cluster(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        raise ClusterError(f"a process was lost; torchrun may start all again ({error})") from None
     finally:
         dist.destroy_process_group()
 
@@ -78,7 +85,7 @@ class Cluster(Group):
 
     def __init__(self, local_size: int) -> None:
         self.rank, self.size, self.local_size = dist.get_rank(), dist.get_world_size(), local_size
-        self._sharded: Any = None
+        self._sharded: Sharded | None = None
 
     def shard(self, network: Network, **kinds: Any) -> None:
         """Split the tables of a network, and make each Dice see the whole batch."""
@@ -91,12 +98,11 @@ class Cluster(Group):
 
     @property
     def spans(self) -> Mapping[str, Span]:
-        found: Mapping[str, Span] = self._sharded.spans
-        return found
+        return {} if self._sharded is None else self._sharded.spans
 
     def fetch(self, batch: Tensors) -> Tensors:
-        fetched: Tensors = self._sharded.fetch(batch)
-        return fetched
+        assert self._sharded is not None
+        return self._sharded.fetch(batch)
 
     def reduce(self, parameters: Iterable[Tensor]) -> None:
         """One sum for all of them: the dense half is small, what costs is the waiting."""

@@ -69,7 +69,8 @@ class Sharded:
     ) -> None:
         """``local_size`` processes share a machine; ``kinds`` of sharding per parameter, all of
         `KINDS` where there are none: the planner chooses."""
-        for name in ("torchrec", "fbgemm_gpu"):  # advice on settings that are chosen here
+        # Advice on settings that are chosen here, and on tracing.
+        for name in ("torchrec", "fbgemm_gpu", "torch.fx._symbolic_trace"):
             logging.getLogger(name).setLevel(logging.ERROR)
         comm_ops.set_gradient_division(False)  # the loss is the mean over the whole batch already
         self.id_tables = _id_tables(network)

@@ -17,11 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 from model.zoo import configure
 from terminal.progress import quiet
 from tests.training.together import need_torchrec, together
 from training import checkpoint, cluster, recipe
+from training.__main__ import app
 from training.cluster import Cluster, ClusterError
 from training.dataset import Dataset, build, learn_encoder
 from training.fit import fit
@@ -228,6 +230,25 @@ def test_without_torchrec_many_are_told_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setenv("WORLD_SIZE", "1")
     with cluster.join() as group:
         assert (group.size, group.leader) == (1, True)
+
+
+def test_machines_that_could_not_start_again_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the variable that torchrun needs."""
+    names = {"WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ClusterError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"),
+        cluster.join(),
+    ):
+        pass
+
+
+def test_a_command_for_one_process_is_refused_to_many() -> None:
+    """A wrong use, before any work."""
+    found = CliRunner().invoke(app, ["evaluate", "--run", "x"], env={"WORLD_SIZE": "2"})
+    assert found.exit_code == 2
+    assert "expected the command fit" in found.output
 
 
 def test_torchrun_with_a_worker_killed_ends_where_an_undisturbed_run_does(tmp_path: Path) -> None:
