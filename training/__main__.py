@@ -35,6 +35,11 @@ class Source(StrEnum):
     parquet = "parquet"
 
 
+class Unreadable(StrEnum):
+    stop = "stop"
+    skip = "skip"
+
+
 @app.command()
 def prepare(
     source: Annotated[Source, typer.Option(help="What the raw logs are.")],
@@ -107,6 +112,9 @@ def fit(
         list[str] | None, typer.Option("--set", help="key=value, over the data set's recipe.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads (results depend on it).")] = 2,
+    unreadable: Annotated[
+        Unreadable, typer.Option(help="What to do at a row group of events that can't be read.")
+    ] = Unreadable.stop,
 ) -> None:
     """Train a model, stop early by validation GAUC, calibrate it, measure it on the test set."""
     from terminal.progress import progress
@@ -114,15 +122,27 @@ def fit(
     from training.fit import fit as run_fit
 
     with progress(console) as update:
-        figures, trained = run_fit(data, out, model, seed, setting or [], threads, update)
+        figures, trained = run_fit(
+            data,
+            out,
+            model,
+            seed,
+            setting or [],
+            threads,
+            update,
+            skip=unreadable is Unreadable.skip,
+        )
     if not trained:
         console.print(f"{out}: this run is finished; nothing was trained", soft_wrap=True)
     report.metrics_table(console, f"{model}, seed {seed}: {out}", figures["metrics"])
     stopped = figures["progress"]
     console.print(
         f"best at step {stopped['best_step']:,} of {stopped['step']:,}; "
-        f"{figures['samples_per_s']:,.0f} samples/s"
+        f"{figures['samples_per_s']:,.0f} samples/s, waiting for data "
+        f"{stopped['waited'] / max(stopped['seconds'], 1e-9):.2%} of the time",
+        soft_wrap=True,
     )
+    report.unreadable(console, figures.get("unreadable", {}))
 
 
 @app.command()
@@ -132,6 +152,9 @@ def evaluate(
         Path | None, typer.Option(help="Parquet file to write: user, item, label, probability.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared logs; default: the run's.")] = None,
+    unreadable: Annotated[
+        Unreadable, typer.Option(help="What to do at a row group of events that can't be read.")
+    ] = Unreadable.stop,
     baseline: Annotated[
         Path | None, typer.Option(help="Another run on the same logs: RelaImpr over its metrics.")
     ] = None,
@@ -144,7 +167,9 @@ def evaluate(
 
     base = baseline_metrics(baseline, run, data) if baseline is not None else None
     with progress(console) as update:
-        measured, frame = run_evaluate(run, data, update)
+        measured, frame = run_evaluate(
+            run, data, update, skip=unreadable is Unreadable.skip, rows=predictions is not None
+        )
     if predictions is not None:
         frame.write_parquet(predictions)
     report.metrics_table(console, str(run), {"test": measured})

@@ -10,7 +10,7 @@ behaviour is embedded once for all the impressions that see it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from model.contract.catalogue import Catalogue
 from model.contract.encode import Encoder, id_text, table_of
 from model.contract.ids import PAD, Rows, Vocabulary, keys
 from model.contract.schema import Group, Schema
+from training.chunks import AnyLogs
 from training.logs import Logs
 from training.vocabulary import Seen, learn
 
@@ -31,7 +32,7 @@ Rows32 = npt.NDArray[np.int32]
 Array = npt.NDArray[Any]
 
 
-def learn_encoder(logs: Logs, seen: Mapping[str, Seen] | None = None) -> Encoder:
+def learn_encoder(logs: AnyLogs, seen: Mapping[str, Seen] | None = None) -> Encoder:
     """Vocabularies and catalogue of a schema: of the ids that were ``seen``, by default those that
     `training.vocabulary.learn` finds in the training part of the logs.
     """
@@ -87,6 +88,15 @@ class Dataset:
     @property
     def schema(self) -> Schema:
         return self.encoder.schema
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Impressions of each part: what is in memory is one (see `training.encoded`)."""
+        return (len(self),)
+
+    def parts(self, order: Sequence[int]) -> Iterator[Dataset]:
+        """The parts by their numbers."""
+        return (self for _ in order)
 
     def take(self, at: npt.NDArray[np.bool_] | Ints) -> Dataset:
         """Some of the impressions, over the same behaviours."""
@@ -208,6 +218,36 @@ def _samples(parts: Sequence[Array], samples: int, size: int) -> npt.NDArray[np.
     reached = np.maximum.accumulate(np.append(0, last))[:-1]
     fresh = np.maximum(last - np.maximum(first, reached), 0)
     return np.bincount(row, weights=fresh, minlength=size).astype(np.float32)
+
+
+def joined(parts: Sequence[Dataset]) -> Dataset:
+    """Several datasets of different users as one; at least one is given."""
+    first, *others = parts
+    if not others:
+        return first
+    behaviours = np.cumsum([0, *(len(part.behaviours) for part in parts)])
+    users = np.cumsum([0, *(len(part.users) for part in parts)])
+
+    def all_of(name: str, before: Ints | None = None) -> Array:
+        """An array of all parts; numbers of rows move by how many there are in earlier parts."""
+        arrays = [getattr(part, name) for part in parts]
+        if before is not None:
+            arrays = [each + offset for each, offset in zip(arrays, before[:-1], strict=True)]
+        return np.concatenate(arrays)
+
+    return Dataset(
+        encoder=first.encoder,
+        behaviours=all_of("behaviours"),
+        users=all_of("users"),
+        user=all_of("user", users),
+        item=all_of("item"),
+        ad=all_of("ad"),
+        context=all_of("context"),
+        start=all_of("start", behaviours),
+        stop=all_of("stop", behaviours),
+        label=all_of("label"),
+        event=all_of("event"),
+    )
 
 
 def build(logs: Logs, encoder: Encoder) -> dict[str, Dataset]:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
 from model.network import Network
 from model.zoo import configure
 from terminal.progress import Update
-from training import calibrate, checkpoint, metrics, state, vocabulary, window
+from training import state, vocabulary, window
 from training.calibrate import Calibration, sigmoid
 from training.carry import Outline, carry
-from training.dataset import Dataset, build, learn_encoder
-from training.drift import HISTOGRAM, histogram
+from training.chunks import AnyLogs, Chunks
+from training.dataset import Dataset, learn_encoder
+from training.drift import HISTOGRAM
+from training.encoded import Data, encode
 from training.golden import golden_requests
-from training.logs import Logs, LogsError
+from training.logs import LogsError
+from training.metrics import Array
 from training.recipe import settings
 from training.run import Run, RunError
 from training.state import State
-from training.trainer import FitConfig, Trainer, predict
+from training.tally import Tally
+from training.trainer import FitConfig, Trainer, tally
 
 
 def fit(
@@ -35,17 +41,19 @@ def fit(
     given: Sequence[str],
     threads: int,
     update: Update,
+    skip: bool = False,
 ) -> tuple[dict[str, Any], bool]:
     """Train a run to its end and write it down; its metrics, progress and speed, and whether it was
     trained now: a finished run is left as it is.
 
-    Raises what reading, settings and training raise. A run that was killed goes on from its last
-    checkpoint when asked for with the same arguments.
+    With ``skip`` row groups of the events that can't be read are left out. Raises what reading,
+    settings and training raise. A run that was killed goes on from its last checkpoint when asked
+    for with the same arguments.
     """
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     update("read", 0, 0, {})
-    logs = Logs.read(data)
+    logs = Chunks(data, skip)
     config, how = settings(logs.schema.name, model, given)
     about = {
         "model": model,
@@ -58,14 +66,14 @@ def fit(
     }
     run = Run(out)
     if run.found(about) and (finished := run.results()):
-        checkpoint.remove(out)  # of a fit that was killed right after its end
+        run.clear()  # after a fit that was killed right after its end
         return finished, False
     return train(run, logs, about, update), True
 
 
 def train(
     run: Run,
-    logs: Logs,
+    logs: AnyLogs,
     about: Mapping[str, Any],
     update: Update,
     *,
@@ -79,10 +87,10 @@ def train(
     for ``forget_days`` get no row.
     """
     config, how = configure(about["model"], about["options"]), FitConfig(**about["fit"])
-    update("encode", 0, 0, {})
+    update("learn ids", 0, 0, {})
     seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days)
     encoder = learn_encoder(logs, seen)
-    sets = build(logs, encoder)
+    sets = encode(logs, encoder, run.shards, how.shard, about, update)
     for split, part in sets.items():
         _need(Path(about["data"]), split, part)
     run.start(logs.schema_text, encoder, golden_requests(logs), about)
@@ -94,16 +102,15 @@ def train(
     progress = trainer.fit(update)
     network.settle_unknown(trainer.counts)
     measured = {name: sets[name] for name in ("validation", "test")}
-    logits = _predict(network, measured, update)
-    calibration = calibrate.fit(logits["validation"], sets["validation"].label, how.negatives_kept)
-    figures = {
-        name: _measure(logs, part, logits[name], calibration) for name, part in measured.items()
-    }
+    tallies = _tally(network, measured, update)
+    calibration = tallies["validation"].calibrate(how.negatives_kept)
     results = {
-        "metrics": figures,
+        "metrics": {name: _measure(logs, each, calibration) for name, each in tallies.items()},
         "progress": asdict(progress),
         "samples_per_s": progress.impressions / progress.seconds if progress.seconds else 0.0,
     }
+    if isinstance(logs, Chunks) and logs.skipped:
+        results["unreadable"] = {str(group): rows for group, rows in logs.skipped.items()}
     state.write(
         run.state,
         schema_text=logs.schema_text,
@@ -113,11 +120,11 @@ def train(
         weights=network.state_dict(),
         moments=trainer.moments(),
     )
-    scores = sigmoid(calibration.apply(logits["validation"]))
-    spread = {task: histogram(scores[:, at]) for at, task in enumerate(logs.schema.tasks)}
+    histograms = tallies["validation"].histograms(calibration)
+    spread = dict(zip(logs.schema.tasks, histograms, strict=True))
     told = {HISTOGRAM: spread, "learnt_until": window.learnt_until(logs), **carried}
     run.finish(network, calibration, {**results, **told})
-    checkpoint.remove(run.folder)
+    run.clear()
     return results
 
 
@@ -134,9 +141,10 @@ def _go_on(trainer: Trainer, start: State | None, outline: Outline) -> dict[str,
 
 
 def evaluate(
-    folder: Path, data: Path | None, update: Update
+    folder: Path, data: Path | None, update: Update, *, skip: bool = False, rows: bool = True
 ) -> tuple[dict[str, float], pl.DataFrame]:
-    """Metrics of a finished run on its test impressions, and one row for each of them.
+    """Metrics of a finished run on its test impressions, and with ``rows`` one row for each of them
+    (held in memory, however many).
 
     Columns: user, item, and for each task label and probability (prefixed by the task's name
     when there are several).
@@ -147,22 +155,24 @@ def evaluate(
     torch.set_num_threads(about["threads"])
     data = data or Path(about["data"])
     update("read", 0, 0, {})
-    logs = Logs.read(data)
+    logs = Chunks(data, skip)
     if logs.schema.fingerprint != encoder.schema.fingerprint:
         raise RunError(f"{folder}: trained on another schema than that of {data}")
-    update("encode", 0, 0, {})
-    test = build(logs, encoder)["test"]
-    _need(data, "test", test)
-    logit = _predict(network, {"test": test}, update)["test"]
-    probability = sigmoid(calibration.apply(logit))
-    events = logs.events.sort("user_id", "ts", maintain_order=True)[test.event]
-    columns = {"user": events["user_id"], "item": events["item_id"]}
-    tasks = logs.schema.tasks
-    for at, task in enumerate(tasks):
-        prefix = f"{task}_" if len(tasks) > 1 else ""
-        columns[f"{prefix}label"] = events[task]
-        columns[f"{prefix}probability"] = pl.Series(probability[:, at])
-    return _measure(logs, test, logit, calibration), pl.DataFrame(columns)
+    shard = FitConfig(**about["fit"]).shard
+    with tempfile.TemporaryDirectory(prefix=".shards-", dir=folder) as name:
+        test = encode(logs, encoder, Path(name), shard, {}, update)["test"]
+        _need(data, "test", test)
+        kept: list[tuple[Array, Array]] = []
+
+        def see(part: Dataset, logits: Array) -> None:
+            if rows:
+                kept.append((part.event, sigmoid(calibration.apply(logits))))
+
+        def told(done: int) -> None:
+            update("measure", done, len(test), {})
+
+        found = tally(network, test, told, see)
+    return _measure(logs, found, calibration), _rows(logs, kept) if rows else pl.DataFrame()
 
 
 def baseline(folder: Path, run: Path, data: Path | None) -> dict[str, float]:
@@ -180,34 +190,48 @@ def baseline(folder: Path, run: Path, data: Path | None) -> dict[str, float]:
     return found
 
 
-def _predict(
-    network: Network, parts: Mapping[str, Dataset], update: Update
-) -> dict[str, metrics.Array]:
-    """Logits of each part."""
-    done, total, found = 0, sum(map(len, parts.values())), {}
-    for name, part in parts.items():
+def _rows(logs: AnyLogs, parts: Sequence[tuple[Array, Array]]) -> pl.DataFrame:
+    """User, item, labels and probabilities by event, in the order of the logs."""
+    event, probability = (np.concatenate(each) for each in zip(*parts, strict=True))
+    order = np.argsort(event)
+    event, probability = event[order], probability[order]
+    tasks, frames, begin = logs.schema.tasks, [], 0
+    for chunk in logs.chunks(("user_id", "item_id", *tasks)):
+        first, last = np.searchsorted(event, (begin, begin + len(chunk)))
+        frames.append(chunk.events[event[first:last] - begin])
+        begin += len(chunk)
+    events = pl.concat(frames)
+    columns = {"user": events["user_id"], "item": events["item_id"]}
+    for at, task in enumerate(tasks):
+        prefix = f"{task}_" if len(tasks) > 1 else ""
+        columns[f"{prefix}label"] = events[task]
+        columns[f"{prefix}probability"] = pl.Series(probability[:, at])
+    return pl.DataFrame(columns)
+
+
+def _tally(network: Network, sets: Mapping[str, Data], update: Update) -> dict[str, Tally]:
+    """The tally of each."""
+    done, total, found = 0, sum(map(len, sets.values())), {}
+    for name, data in sets.items():
 
         def told(n: int, before: int = done) -> None:
             update("measure", before + n, total, {})
 
-        found[name] = predict(network, part, told)
-        done += len(part)
+        found[name] = tally(network, data, told)
+        done += len(data)
     return found
 
 
-def _measure(
-    logs: Logs, data: Dataset, logit: metrics.Array, calibration: Calibration
-) -> dict[str, float]:
+def _measure(logs: AnyLogs, found: Tally, calibration: Calibration) -> dict[str, float]:
     """All metrics of the first task, then those of the others under task.metric."""
-    probability = sigmoid(calibration.apply(logit))
-    found: dict[str, float] = {}
-    for at, task in enumerate(logs.schema.tasks):
-        values = metrics.all_metrics(data.user, data.label[:, at], probability[:, at])
-        found |= {f"{task}.{name}" if at else name: value for name, value in values.items()}
-    return found
+    named: dict[str, float] = {}
+    for at, values in enumerate(found.measure(calibration)):
+        task = logs.schema.tasks[at]
+        named |= {f"{task}.{name}" if at else name: value for name, value in values.items()}
+    return named
 
 
-def _need(data: Path, split: str, part: Dataset) -> None:
+def _need(data: Path, split: str, part: Data) -> None:
     if not len(part):
         raise LogsError(str(data / "events.parquet"), "split", f"impressions with split {split}")
 
