@@ -69,11 +69,16 @@ def prepare(
 ) -> None:
     """Read raw logs into the canonical form: events, items and users as Parquet, and the schema."""
     from terminal.progress import progress
-    from training import readers, report, tables, world
+    from training import chunks, readers, report, tables, world
 
     with progress(console) as update:
         if source is Source.synthetic:
-            logs = world.World(users=users, seed=seed).logs(update=update)
+            drawn = world.World(users=users, seed=seed)
+            if users > world.CHUNK:  # not all in memory at once
+                written = chunks.write(out, drawn.chunks(), drawn.events(), update)
+                console.print(f"{out}: {written}", soft_wrap=True)
+                return
+            logs = drawn.logs(update=update)
         elif path is None:
             raise typer.BadParameter(f"--path is needed for {source}")
         elif source is Source.movielens_1m:
@@ -93,13 +98,7 @@ def prepare(
             )
         logs.write(out, update)
     report.malformed(console, logs.malformed)
-    shown = logs.events["split"].drop_nulls().value_counts().rows()
-    splits = ", ".join(f"{count:,} {name}" for name, count in sorted(shown, reverse=True))
-    console.print(
-        f"{out}: {len(logs.events):,} events of {len(logs.users):,} users and "
-        f"{len(logs.items):,} items; impressions: {splits}",
-        soft_wrap=True,
-    )
+    console.print(f"{out}: {chunks.Written.of(logs)}", soft_wrap=True)
 
 
 @app.command()

@@ -127,12 +127,34 @@ AnyLogs = Logs | Chunks
 
 @dataclass
 class Written:
-    """How many rows `write` wrote, and how many impressions each split has."""
+    """How many rows were written, and how many impressions of each split."""
 
     events: int = 0
     users: int = 0
     items: int = 0
     impressions: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, logs: Logs) -> Written:
+        shown = dict(logs.events["split"].drop_nulls().value_counts().rows())
+        return cls(len(logs), len(logs.users), len(logs.items), Counter(shown))
+
+    def __add__(self, other: Written) -> Written:
+        """With another chunk, of other users and the same items."""
+        return Written(
+            self.events + other.events,
+            self.users + other.users,
+            other.items,
+            self.impressions + other.impressions,
+        )
+
+    def __str__(self) -> str:
+        shown = sorted(self.impressions.items(), reverse=True)
+        splits = ", ".join(f"{count:,} {split}" for split, count in shown)
+        return (
+            f"{self.events:,} events of {self.users:,} users and {self.items:,} items; "
+            f"impressions: {splits}"
+        )
 
 
 def write(
@@ -149,20 +171,15 @@ def write(
         last = ""
         with events, users:
             for chunk in chunks:
-                if not done.items:
+                if not done.events:
                     chunk.items.write_parquet(fresh / "items.parquet")
                     (fresh / "schema.toml").write_bytes(chunk.schema_text.encode())
-                    done.items = chunk.items.height
                 if chunk.events["user_id"][0] <= last:
                     raise LogsError("events.parquet", "user_id", "chunks sorted by user_id")
                 last = chunk.events["user_id"][-1]
                 events.append(chunk.events)
                 users.append(chunk.users)
-                done.events += chunk.events.height
-                done.users += chunk.users.height
-                done.impressions.update(
-                    dict(chunk.events["split"].drop_nulls().value_counts().rows())
-                )
+                done += Written.of(chunk)
                 update("write rows", done.events, total, {})
     return done
 

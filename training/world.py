@@ -22,7 +22,8 @@ a category drawn uniformly. The last 10 % of each user's pages are test, the 10 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from training.logs import Logs
 SCHEMA = Path(__file__).with_name("schemas") / "synthetic.toml"
 PAGE = 10
 WINDOW = 50
+CHUNK = 10_000  # users
 EXAMINATION = 0.95
 STAY = 0.9
 ACTIVE, OWN = 0.25, 0.15
@@ -71,11 +73,42 @@ class World:
         ts counts a user's seed clicks, then its pages. ``probability`` is P(click) as above.
         Raises `ValueError` when there is no page for each split.
         """
-        pages = -(-impressions_per_user // PAGE)
-        if pages < 3:
-            raise ValueError("expected more than 20 impressions per user, a page for each split")
+        pages = _pages(impressions_per_user)
         generator = np.random.default_rng(self.seed)
         shelf = Shelf.stock(self, generator)
+        ids = np.arange(self.users).astype(str)
+        return self._draw(ids, pages, shelf, generator, update)
+
+    def chunks(self, impressions_per_user: int = 200, update: Update = quiet) -> Iterator[Logs]:
+        """Logs in chunks of `CHUNK` users, sorted by user_id across chunks too.
+
+        A world of no more is one chunk, its `logs`. In a larger one users are drawn chunk by chunk,
+        each by a seed of its own, over the same items.
+        """
+        if self.users <= CHUNK:
+            yield self.logs(impressions_per_user, update)
+            return
+        pages = _pages(impressions_per_user)
+        shelf = Shelf.stock(self, np.random.default_rng(self.seed))
+        ids = np.sort(np.arange(self.users).astype(str))
+        for number, begin in enumerate(range(0, self.users, CHUNK)):
+            some = ids[begin : begin + CHUNK]
+            generator = np.random.default_rng((self.seed, number))
+            yield replace(self, users=len(some))._draw(some, pages, shelf, generator, quiet)
+
+    def events(self, impressions_per_user: int = 200) -> int:
+        """How many events its logs have."""
+        return self.users * (self.seed_clicks + _pages(impressions_per_user) * PAGE)
+
+    def _draw(
+        self,
+        ids: NDArray[np.str_],
+        pages: int,
+        shelf: Shelf,
+        generator: np.random.Generator,
+        update: Update,
+    ) -> Logs:
+        """The logs of the users called ``ids`` [users]."""
         taste = Taste.of(self, generator)
         clicked = np.full((self.users, WINDOW), -1, np.int64)  # categories, latest last
         weight = self.decay ** np.arange(WINDOW - 1, -1, -1.0)
@@ -105,11 +138,21 @@ class World:
             parts.append(_events(ts, item, click, probability))
         update("draw events", drawn, total, {})
         update("arrange", 0, 0, {})
-        events = pl.concat(parts).with_columns(_split(self.seed_clicks, pages))
-        ids = pl.Series("item_id", np.arange(self.items)).cast(pl.String)
-        items = pl.DataFrame([ids, pl.Series("category", shelf.category).cast(pl.String)])
-        users = pl.DataFrame([pl.Series("user_id", np.arange(self.users)).cast(pl.String)])
-        return Logs.build(SCHEMA, events, items, users)
+        names = pl.DataFrame({"user_id": np.arange(self.users), "#id": ids})
+        events = pl.concat(parts).join(names, on="user_id", maintain_order="left")
+        events = events.with_columns(
+            pl.col("#id").alias("user_id"), _split(self.seed_clicks, pages)
+        )
+        items_ids = pl.Series("item_id", np.arange(self.items)).cast(pl.String)
+        items = pl.DataFrame([items_ids, pl.Series("category", shelf.category).cast(pl.String)])
+        return Logs.build(SCHEMA, events, items, pl.DataFrame({"user_id": ids}))
+
+
+def _pages(impressions_per_user: int) -> int:
+    pages = -(-impressions_per_user // PAGE)
+    if pages < 3:
+        raise ValueError("expected more than 20 impressions per user, a page for each split")
+    return pages
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +257,7 @@ def _events(
         }
     )
     return frame.with_columns(
-        pl.col("user_id", "item_id", "position").cast(pl.String),
+        pl.col("item_id", "position").cast(pl.String),
         pl.col("ctr").cast(pl.Int8),
         pl.col("probability").cast(pl.Float64),
     )
