@@ -43,8 +43,11 @@ class Chunks:
     by its number, from 0. Users whose events lie in it lose those.
     """
 
-    def __init__(self, folder: str | Path, skip: bool = False) -> None:
-        """Read items, users and the schema. Raises `LogsError` and `SchemaError`."""
+    def __init__(self, folder: str | Path, skip: bool = False, events: int = EVENTS) -> None:
+        """Read items, users and the schema; chunks are of some ``events``, or one user.
+
+        Raises `LogsError` and `SchemaError`.
+        """
         folder = Path(folder)
         path = folder / "schema.toml"
         self.schema, self.schema_text = Schema.load(path), path.read_bytes().decode()
@@ -55,7 +58,7 @@ class Chunks:
         self.users = users.sort("user_id")
         self.path = folder / "events.parquet"
         self._names = read_names(self.path, event_columns(self.schema), OPTIONAL)
-        self._skip, self.skipped = skip, dict[int, int]()
+        self._skip, self._least, self.skipped = skip, events, dict[int, int]()
         with pq.ParquetFile(self.path) as file:
             self._events: int = file.metadata.num_rows
 
@@ -73,7 +76,7 @@ class Chunks:
         last = ""
         for rows, is_last in _marked(self._groups(self._wanted(columns)), held):
             held = pl.concat([held, rows])
-            if held.height < EVENTS and not is_last:
+            if held.height < self._least and not is_last:
                 continue
             # The last user's events may go on in the next row group.
             cut = held.height if is_last else _begin_of_last_user(held)

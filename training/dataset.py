@@ -31,6 +31,8 @@ Ints = npt.NDArray[np.int64]
 Rows32 = npt.NDArray[np.int32]
 Array = npt.NDArray[Any]
 
+IMPRESSIONS = ("user", "item", "ad", "context", "start", "stop", "label", "event")
+
 
 def learn_encoder(logs: AnyLogs, seen: Mapping[str, Seen] | None = None) -> Encoder:
     """Vocabularies and catalogue of a schema: of the ids that were ``seen``, by default those that
@@ -100,8 +102,7 @@ class Dataset:
 
     def take(self, at: npt.NDArray[np.bool_] | Ints) -> Dataset:
         """Some of the impressions, over the same behaviours."""
-        names = ("user", "item", "ad", "context", "start", "stop", "label", "event")
-        return replace(self, **{name: getattr(self, name)[at] for name in names})
+        return replace(self, **{name: getattr(self, name)[at] for name in IMPRESSIONS})
 
     def blocks(self, block: int) -> Ints:
         """First impression of each block [blocks + 1], at most ``block`` long.
@@ -220,34 +221,30 @@ def _samples(parts: Sequence[Array], samples: int, size: int) -> npt.NDArray[np.
     return np.bincount(row, weights=fresh, minlength=size).astype(np.float32)
 
 
-def joined(parts: Sequence[Dataset]) -> Dataset:
-    """Several datasets of different users as one; at least one is given."""
+def joined(parts: Sequence[Mapping[str, Dataset]]) -> dict[str, Dataset]:
+    """The splits of several parts of the logs, of different users, as one; there is a part."""
     first, *others = parts
     if not others:
-        return first
-    behaviours = np.cumsum([0, *(len(part.behaviours) for part in parts)])
-    users = np.cumsum([0, *(len(part.users) for part in parts)])
+        return dict(first)
+    every = [part["train"] for part in parts]  # all splits have the same behaviours and users
+    behaviours = np.cumsum([0, *(len(each.behaviours) for each in every)])
+    users = np.cumsum([0, *(len(each.users) for each in every)])
+    moved = {"user": users, "start": behaviours, "stop": behaviours}
+    shared = {
+        name: np.concatenate([getattr(each, name) for each in every])
+        for name in ("behaviours", "users")
+    }
 
-    def all_of(name: str, before: Ints | None = None) -> Array:
-        """An array of all parts; numbers of rows move by how many there are in earlier parts."""
-        arrays = [getattr(part, name) for part in parts]
-        if before is not None:
-            arrays = [each + offset for each, offset in zip(arrays, before[:-1], strict=True)]
-        return np.concatenate(arrays)
+    def of(split: str) -> Dataset:
+        arrays: dict[str, Any] = dict(shared)
+        for name in IMPRESSIONS:
+            each = [getattr(part[split], name) for part in parts]
+            if name in moved:
+                each = [rows + before for rows, before in zip(each, moved[name], strict=False)]
+            arrays[name] = np.concatenate(each)
+        return replace(first[split], **arrays)
 
-    return Dataset(
-        encoder=first.encoder,
-        behaviours=all_of("behaviours"),
-        users=all_of("users"),
-        user=all_of("user", users),
-        item=all_of("item"),
-        ad=all_of("ad"),
-        context=all_of("context"),
-        start=all_of("start", behaviours),
-        stop=all_of("stop", behaviours),
-        label=all_of("label"),
-        event=all_of("event"),
-    )
+    return {split: of(split) for split in first}
 
 
 def build(logs: Logs, encoder: Encoder) -> dict[str, Dataset]:

@@ -29,7 +29,7 @@ from model.contract.ids import keys
 from model.contract.schema import Schema
 from terminal.progress import Update, quiet
 from training.chunks import AnyLogs
-from training.dataset import Dataset, build, joined
+from training.dataset import IMPRESSIONS, Dataset, build, joined
 from training.logs import SPLITS, Logs
 
 SHARED = ("behaviours", "users")  # by the impressions of all splits
@@ -80,7 +80,8 @@ class Shards:
             whose = name if name in SHARED else f"{self.split}.{name}"
             path = self.folder / f"{number}.{whose}"
             shape = (rows.get(name, self.lengths[number]), *width)
-            found: Array = np.fromfile(path, kind)
+            # A shard that was dealt no user has no files.
+            found: Array = np.fromfile(path, kind) if shape[0] else np.zeros(0, kind)
             if found.size != np.prod(shape):
                 raise OSError(f"{path}: expected {shape[0]} rows; remove {self.folder}")
             arrays[name] = found.reshape(shape)
@@ -105,10 +106,7 @@ def encode(
     """
     count = -(-len(logs) // shard)
     if count <= 1:
-        found = list(_encoded(logs, encoder, update))
-        sets = {split: joined([each[split] for each in found]) for split in SPLITS}
-        shared = {name: getattr(sets["train"], name) for name in SHARED}
-        return {split: replace(each, **shared) for split, each in sets.items()}
+        return joined(list(_encoded(logs, encoder, update)))
     about = {**about, "shards": count}
     try:
         made = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -168,10 +166,9 @@ def _deal(
                     "stop": each.stop + rows["behaviours"][number],
                     "event": events[each.event] + done,
                 }
-                for name in _forms(encoder.schema):
-                    if name not in SHARED:
-                        array = moved.get(name, getattr(each, name))
-                        _append(folder / f"{number}.{split}.{name}", array)
+                for name in IMPRESSIONS:
+                    array = moved.get(name, getattr(each, name))
+                    _append(folder / f"{number}.{split}.{name}", array)
                 rows[split][number] += len(each)
             for name in SHARED:
                 rows[name][number] += len(getattr(sets["train"], name))

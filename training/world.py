@@ -79,20 +79,20 @@ class World:
         ids = np.arange(self.users).astype(str)
         return self._draw(ids, pages, shelf, generator, update)
 
-    def chunks(self, impressions_per_user: int = 200, update: Update = quiet) -> Iterator[Logs]:
-        """Logs in chunks of `CHUNK` users, sorted by user_id across chunks too.
+    def chunks(self, impressions_per_user: int = 200, size: int = CHUNK) -> Iterator[Logs]:
+        """Logs in chunks of ``size`` users, sorted by user_id across chunks too.
 
         A world of no more is one chunk, its `logs`. In a larger one users are drawn chunk by chunk,
         each by a seed of its own, over the same items.
         """
-        if self.users <= CHUNK:
-            yield self.logs(impressions_per_user, update)
+        if self.users <= size:
+            yield self.logs(impressions_per_user)
             return
         pages = _pages(impressions_per_user)
         shelf = Shelf.stock(self, np.random.default_rng(self.seed))
         ids = np.sort(np.arange(self.users).astype(str))
-        for number, begin in enumerate(range(0, self.users, CHUNK)):
-            some = ids[begin : begin + CHUNK]
+        for number, begin in enumerate(range(0, self.users, size)):
+            some = ids[begin : begin + size]
             generator = np.random.default_rng((self.seed, number))
             yield replace(self, users=len(some))._draw(some, pages, shelf, generator, quiet)
 
