@@ -118,6 +118,17 @@ def test_predictions_are_one_row_per_test_impression(
                 assert f"{value:.4f}" in printed
 
 
+def test_a_large_world_is_written_chunk_by_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What prepare says and writes is of the same form."""
+    monkeypatch.setattr("training.world.CHUNK", 10)
+    assert command("prepare", "--source", "synthetic", "--users", 12, "--out", tmp_path) == 0
+    said = "2,640 events of 12 users and 1,000 items; impressions: 240 validation, 1,920 train"
+    assert said in capsys.readouterr().err
+    assert len(Logs.read(tmp_path)) == 2640
+
+
 def test_logs_larger_than_a_shard_are_trained_shard_by_shard(
     shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
