@@ -166,12 +166,13 @@ def evaluate(
 
     base = baseline_metrics(baseline, run, data) if baseline is not None else None
     with progress(console) as update:
-        measured, frame = run_evaluate(
+        measured, frame, left_out = run_evaluate(
             run, data, update, skip=unreadable is Unreadable.skip, rows=predictions is not None
         )
     if predictions is not None:
         frame.write_parquet(predictions)
     report.metrics_table(console, str(run), {"test": measured})
+    report.unreadable(console, left_out)
     if base is not None:
         improved = metrics.improvement(measured, base).items()
         shown = ", ".join(f"{name} {value:+.2%}" for name, value in improved)

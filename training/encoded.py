@@ -12,6 +12,7 @@ while the next is read. ::
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -116,7 +117,9 @@ def encode(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         made = {"about": about, "rows": _deal(logs, encoder, folder, count, update)}
-        (folder / ABOUT).write_text(json.dumps(made), encoding="utf-8")
+        unfinished = folder / f".{ABOUT}"
+        unfinished.write_text(json.dumps(made), encoding="utf-8")
+        os.replace(unfinished, folder / ABOUT)
     rows = {name: tuple(each) for name, each in made["rows"].items()}
     return {
         split: Shards(folder, split, encoder, rows["behaviours"], rows["users"], rows[split])

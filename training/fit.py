@@ -110,7 +110,7 @@ def train(
         "samples_per_s": progress.impressions / progress.seconds if progress.seconds else 0.0,
     }
     if isinstance(logs, Chunks) and logs.skipped:
-        results["unreadable"] = {str(group): rows for group, rows in logs.skipped.items()}
+        results["unreadable"] = _unreadable(logs)
     state.write(
         run.state,
         schema_text=logs.schema_text,
@@ -142,9 +142,9 @@ def _go_on(trainer: Trainer, start: State | None, outline: Outline) -> dict[str,
 
 def evaluate(
     folder: Path, data: Path | None, update: Update, *, skip: bool = False, rows: bool = True
-) -> tuple[dict[str, float], pl.DataFrame]:
+) -> tuple[dict[str, float], pl.DataFrame, dict[str, int]]:
     """Metrics of a finished run on its test impressions, and with ``rows`` one row for each of them
-    (held in memory, however many).
+    (held in memory, however many); and how many events each row group has that was left out.
 
     Columns: user, item, and for each task label and probability (prefixed by the task's name
     when there are several).
@@ -172,7 +172,8 @@ def evaluate(
             update("measure", done, len(test), {})
 
         found = tally(network, test, told, see)
-    return _measure(logs, found, calibration), _rows(logs, kept) if rows else pl.DataFrame()
+    frame = _rows(logs, kept) if rows else pl.DataFrame()
+    return _measure(logs, found, calibration), frame, _unreadable(logs)
 
 
 def baseline(folder: Path, run: Path, data: Path | None) -> dict[str, float]:
@@ -229,6 +230,11 @@ def _measure(logs: AnyLogs, found: Tally, calibration: Calibration) -> dict[str,
         task = logs.schema.tasks[at]
         named |= {f"{task}.{name}" if at else name: value for name, value in values.items()}
     return named
+
+
+def _unreadable(logs: Chunks) -> dict[str, int]:
+    """The row groups that were left out, as JSON has them."""
+    return {str(group): rows for group, rows in logs.skipped.items()}
 
 
 def _need(data: Path, split: str, part: Data) -> None:

@@ -170,6 +170,9 @@ def test_a_row_group_that_cannot_be_read_stops_or_is_left_out(
     assert command(*fit, "--unreadable", "skip") == 0
     left_out = "left out: 100 events in row groups that can't be read (3)"
     assert left_out in capsys.readouterr().err
+    assert command("evaluate", "--run", tmp_path / "run") == 1
+    assert command("evaluate", "--run", tmp_path / "run", "--unreadable", "skip") == 0
+    assert left_out in capsys.readouterr().err
     assert about(tmp_path / "run")["unreadable"] == {"3": 100}
     assert command(*fit, "--unreadable", "perhaps") == 2
 
