@@ -69,6 +69,26 @@ def activation(name: Activation, width: int) -> nn.Module:
     raise ValueError(f"activation: expected sigmoid, relu, prelu or dice, not {name!r}")
 
 
+class Dropout(nn.Module):
+    """`torch.nn.Dropout` with 16 random bits for each element, drawn four at once: torch draws each
+    by itself, which takes longer than a matrix product of it. ``share`` counts in 1 / 65,536."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.dropped = round(share * 2**16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.dropped:
+            return x
+        size = x.numel()
+        words = torch.empty((size + 3) // 4, dtype=torch.int64, device=x.device)
+        words.random_(-(2**63), None)  # type: ignore[call-overload] # all values, see its docs
+        bits = words.view(torch.int16)[:size].view(x.shape)
+        kept = (bits >= self.dropped - 2**15).to(x.dtype)
+        return x * kept.mul_(2**16 / (2**16 - self.dropped))
+
+
 class Embeddings(nn.Module):
     """One embedding table per id table of users, items, ads and contexts.
 
@@ -169,7 +189,7 @@ class Head(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for size in hidden:
-            layers += [nn.Linear(width, size), activation(kind, size), nn.Dropout(dropout)]
+            layers += [nn.Linear(width, size), activation(kind, size), Dropout(dropout)]
             width = size
         self.layers = nn.Sequential(*layers, nn.Linear(width, tasks))
 

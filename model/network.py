@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.contract.schema import Group, Schema
-from model.layers import Activation, Embeddings, Head, History
+from model.layers import Activation, Dropout, Embeddings, Head, History
 from model.tensors import Tensors
 
 OTHERS: tuple[Group, ...] = ("user", "context", "ad")
@@ -85,7 +85,7 @@ class Network(nn.Module):
         if self.crossing is not None:
             inputs = int(self.crossing.width)  # type: ignore[arg-type]
         self.head = config.top(schema, inputs)
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
 
     def forward(self, batch: Tensors) -> tuple[Tensor, Tensor]:
         """Logits (C, tasks) and the behaviours' weights, as the interest gives them."""

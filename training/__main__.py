@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,12 @@ console = Console(stderr=True)
 
 class Source(StrEnum):
     movielens_1m = "movielens-1m"
+    movielens_20m = "movielens-20m"
     amazon_csv = "amazon-csv"
+    amazon_reviews = "amazon-reviews"
+    alimama = "alimama"
+    ali_ccp = "ali-ccp"
+    taobao = "taobao"
     synthetic = "synthetic"
     parquet = "parquet"
 
@@ -47,8 +53,11 @@ def prepare(
     path: Annotated[
         Path | None,
         typer.Option(
-            help="movielens-1m: the official zip; amazon-csv: the common prefix of the three "
-            "files; parquet: the folder of your events, items and users tables (Parquet or CSV)."
+            help="movielens-1m, movielens-20m: the official zip; amazon-csv: the common prefix of "
+            "the three files; amazon-reviews: the reviews_X_5.json.gz beside its metadata, or "
+            "their folder; alimama, ali-ccp: the folder of the official files; taobao: "
+            "UserBehavior.csv or its zip; parquet: the folder of your events, items and users "
+            "tables (Parquet or CSV)."
         ),
     ] = None,
     test_users: Annotated[
@@ -66,10 +75,25 @@ def prepare(
     max_bad_share: Annotated[
         float, typer.Option(min=0, max=1, help="Stop when more rows than this are malformed.")
     ] = 0.001,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Take a part of a data set whose published size is known."),
+    ] = False,
 ) -> None:
     """Read raw logs into the canonical form: events, items and users as Parquet, and the schema."""
     from terminal.progress import progress
     from training import chunks, readers, report, tables, world
+    from training.logs import Logs
+
+    official: dict[Source, Callable[..., Logs]] = {
+        Source.movielens_20m: readers.read_movielens_20m,
+        Source.amazon_reviews: readers.read_amazon_reviews,
+        Source.alimama: readers.read_alimama,
+        Source.ali_ccp: readers.read_ali_ccp,
+        Source.taobao: readers.read_taobao,
+    }
+    if partial and source not in official:
+        raise typer.BadParameter(f"--partial: expected one of {', '.join(official)} as --source")
 
     with progress(console) as update:
         if source is Source.synthetic:
@@ -87,6 +111,10 @@ def prepare(
             )
         elif source is Source.amazon_csv:
             logs = readers.read_amazon(path, seed=seed, max_bad_share=max_bad_share, update=update)
+        elif source in official:
+            logs = official[source](
+                path, seed=seed, partial=partial, max_bad_share=max_bad_share, update=update
+            )
         else:
             if schema is None:
                 raise typer.BadParameter("--schema is needed for parquet")
@@ -98,6 +126,7 @@ def prepare(
             )
         logs.write(out, update)
     report.malformed(console, logs.malformed)
+    report.noted(console, logs)
     console.print(f"{out}: {chunks.Written.of(logs)}", soft_wrap=True)
 
 

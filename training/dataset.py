@@ -96,6 +96,11 @@ class Dataset:
         """Impressions of each part: what is in memory is one (see `training.encoded`)."""
         return (len(self),)
 
+    @property
+    def ones(self) -> tuple[int, ...]:
+        """How many impressions have the label 1, of each task."""
+        return tuple(int(count) for count in self.label.sum(0, np.float64))
+
     def parts(self, order: Sequence[int]) -> Iterator[Dataset]:
         """The parts by their numbers."""
         return (self for _ in order)

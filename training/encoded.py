@@ -44,7 +44,8 @@ Loaded = TypeVar("Loaded")
 class Shards:
     """The impressions of one split, in parts on disk: each a `Dataset` of users of its own.
 
-    ``behaviours`` and ``users`` count the rows of each part, ``lengths`` its impressions.
+    ``behaviours`` and ``users`` count the rows of each part, ``lengths`` its impressions, ``ones``
+    the impressions of all parts that have the label 1, of each task.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Shards:
     behaviours: tuple[int, ...]
     users: tuple[int, ...]
     lengths: tuple[int, ...]
+    ones: tuple[int, ...]
 
     def __len__(self) -> int:
         return sum(self.lengths)
@@ -116,13 +118,14 @@ def encode(
     if made.get("about") != json.loads(json.dumps(about)):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        made = {"about": about, "rows": _deal(logs, encoder, folder, count, update)}
+        made = {"about": about, **_deal(logs, encoder, folder, count, update)}
         unfinished = folder / f".{ABOUT}"
         unfinished.write_text(json.dumps(made), encoding="utf-8")
         os.replace(unfinished, folder / ABOUT)
     rows = {name: tuple(each) for name, each in made["rows"].items()}
+    shared = (rows["behaviours"], rows["users"])
     return {
-        split: Shards(folder, split, encoder, rows["behaviours"], rows["users"], rows[split])
+        split: Shards(folder, split, encoder, *shared, rows[split], tuple(made["ones"][split]))
         for split in SPLITS
     }
 
@@ -152,9 +155,11 @@ def _encoded(logs: AnyLogs, encoder: Encoder, update: Update) -> Iterator[dict[s
 
 def _deal(
     logs: AnyLogs, encoder: Encoder, folder: Path, count: int, update: Update
-) -> dict[str, list[int]]:
-    """Write ``count`` shards; how many rows each has, of what is shared and of each split."""
+) -> dict[str, dict[str, list[int]]]:
+    """Write ``count`` shards; how many rows each has, of what is shared and of each split, and the
+    ``ones`` of each split."""
     rows = {name: [0] * count for name in (*SHARED, *SPLITS)}
+    ones = {split: [0] * len(encoder.schema.tasks) for split in SPLITS}
     occurrences = {name: np.zeros(table.size) for name, table in encoder.tables.items()}
     done, total = 0, len(logs)
     for chunk in logs.chunks():
@@ -173,6 +178,7 @@ def _deal(
                     array = moved.get(name, getattr(each, name))
                     _append(folder / f"{number}.{split}.{name}", array)
                 rows[split][number] += len(each)
+                ones[split] = [one + more for one, more in zip(ones[split], each.ones, strict=True)]
             for name in SHARED:
                 rows[name][number] += len(getattr(sets["train"], name))
             for name, found in sets["train"].occurrences().items():
@@ -181,7 +187,7 @@ def _deal(
         update("encode", done, total, {})
     for name, counted in occurrences.items():
         np.save(folder / f"occurrences.{name}.npy", counted.astype(np.float32))
-    return rows
+    return {"rows": rows, "ones": ones}
 
 
 def _dealt(chunk: Logs, count: int) -> Iterator[tuple[int, Logs, npt.NDArray[np.int64]]]:

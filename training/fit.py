@@ -93,6 +93,7 @@ def train(
     sets = encode(logs, encoder, run.shards, how.shard, about, update)
     for split, part in sets.items():
         _need(Path(about["data"]), split, part)
+    _need_both_labels(Path(about["data"]), logs, sets["train"])
     run.start(logs.schema_text, encoder, golden_requests(logs), about)
     torch.manual_seed(about["seed"])
     sizes = {name: table.size for name, table in encoder.tables.items()}
@@ -239,7 +240,18 @@ def _unreadable(logs: Chunks) -> dict[str, int]:
 
 def _need(data: Path, split: str, part: Data) -> None:
     if not len(part):
-        raise LogsError(str(data / "events.parquet"), "split", f"impressions with split {split}")
+        expected = f"impressions with split {split}, found none"
+        raise LogsError(str(data / "events.parquet"), "split", expected)
+
+
+def _need_both_labels(data: Path, logs: AnyLogs, train: Data) -> None:
+    """Of one task at least: with one class there is nothing to learn."""
+    if all(count in (0, len(train)) for count in train.ones):
+        tasks = logs.schema.tasks
+        labels = zip(tasks, train.ones, strict=True)
+        seen = ", ".join(f"{task} {int(count > 0)}" for task, count in labels)
+        expected = f"both labels of some task among the train impressions, found only {seen}"
+        raise LogsError(str(data / "events.parquet"), tasks[0], expected)
 
 
 def _digest(data: Path) -> str:

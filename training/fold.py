@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from model.layers import Dice
+from model.layers import Dice, Dropout
 
 
 class FoldedDice(nn.Module):
@@ -37,7 +37,7 @@ def fold(layers: Iterable[nn.Module]) -> nn.Sequential:
 
     A linear layer must be the last; dropout is left out.
     """
-    kept = [each for each in layers if not isinstance(each, nn.Dropout)]
+    kept = [each for each in layers if not isinstance(each, Dropout)]
     gain = torch.ones((), dtype=torch.float64)
     folded: list[nn.Module] = []
     for each in kept:

@@ -31,7 +31,7 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -103,7 +103,8 @@ def user_columns(schema: Schema) -> dict[str, pl.DataType]:
 class Logs:
     """Events, items and users in the canonical form, with the schema and its text.
 
-    ``malformed`` says what the reader dropped; it isn't written.
+    ``malformed`` says what the reader dropped, and ``left_out`` how much of what was sound its
+    protocol has no use for; neither is written.
     """
 
     schema: Schema
@@ -112,6 +113,7 @@ class Logs:
     users: pl.DataFrame
     schema_text: str
     malformed: Malformed = Malformed()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -121,6 +123,7 @@ class Logs:
         items: pl.DataFrame,
         users: pl.DataFrame,
         malformed: Malformed | None = None,
+        left_out: Mapping[str, int] | None = None,
     ) -> Logs:
         """Sort the events, put the columns in order and check them.
 
@@ -135,6 +138,7 @@ class Logs:
             users.select(list(user_columns(schema))),
             schema_path.read_bytes().decode(),
             malformed or Malformed(),
+            {why: count for why, count in (left_out or {}).items() if count},
         )
         logs.check()
         return logs

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from training.logs import Malformed
+from training.lacks import lacks
+from training.logs import Logs, Malformed
 
 if TYPE_CHECKING:  # they bring torch
     from training.join import Tally
@@ -35,6 +36,14 @@ def malformed(console: Console, found: Malformed) -> None:
     console.print(f"{found.count:,} of {found.total_rows:,} rows were malformed and dropped:")
     for file, line, reason in found.bad:
         console.print(f"  {file}:{line}: {reason}", highlight=False)
+
+
+def noted(console: Console, logs: Logs) -> None:
+    """What the reader left out, and what the logs lack."""
+    for why, count in logs.left_out.items():
+        console.print(f"left out: {why}: {count:,}", soft_wrap=True)
+    for line in lacks(logs):
+        console.print(f"note: {line}", soft_wrap=True)
 
 
 def unreadable(console: Console, groups: Mapping[str, int]) -> None:

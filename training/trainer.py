@@ -64,6 +64,7 @@ class Progress:
     """Where training stands; what a checkpoint keeps beside tensors.
 
     ``waited`` are those of the ``seconds`` in which no step was made since its batch was not there.
+    Without both labels in validation ``best_gauc`` is what stands in for it: less the log loss.
     """
 
     step: int = 0
@@ -221,8 +222,9 @@ class Trainer:
         if not found.finite:
             raise TrainingError(f"step {at.step}: a logit is not finite; last checkpoint kept")
         per_task = found.measure(Calibration.identity(found.tasks))
-        # Where no user has both labels the AUC over all of them has to do.
-        gauc = float(np.mean([each.get("gauc", each.get("auc", 0.0)) for each in per_task]))
+        # Where no user has both labels the AUC of all has to do; with one label the log loss.
+        scores = [each.get("gauc", each.get("auc", -each["log_loss"])) for each in per_task]
+        gauc = float(np.mean(scores))
         assert at.evaluations is not None
         at.evaluations.append({"step": at.step, **per_task[0], "gauc": gauc})
         if gauc > at.best_gauc or not self.best:

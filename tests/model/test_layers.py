@@ -12,7 +12,7 @@ from model.contract.batch import Batch
 from model.contract.ids import OOV
 from model.contract.schema import Schema
 from model.din import LocalActivationUnit
-from model.layers import Dice, Embeddings, PReLU, activation
+from model.layers import Dice, Dropout, Embeddings, PReLU, activation
 from model.tensors import Tensors
 from tests.model import nets
 
@@ -169,3 +169,30 @@ def test_the_row_of_unknown_ids_becomes_the_mean_known_one_unless_it_was_trained
     before = weight.clone()
     embeddings.settle_unknown({"item_id": torch.tensor([0.0, 2.0, 1.0, 3.0])})
     torch.testing.assert_close(weight, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.3, 0.9])
+def test_dropout_leaves_out_a_share_and_scales_the_rest(share: float) -> None:
+    """In training only; the gradient is left out where the value is; the mean stays."""
+    torch.manual_seed(0)
+    layer, x = Dropout(share), torch.ones(333, 301, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert (y == 0).double().mean().item() == pytest.approx(share, abs=0.01)
+    kept = 2**16 / (2**16 - round(share * 2**16))
+    assert set(y.detach().unique().tolist()) <= {0.0, torch.tensor(kept).item()}
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())
+    rows = (y == 0).double().mean(1)
+    assert rows.std().item() == pytest.approx((share * (1 - share) / 301) ** 0.5, rel=0.15)
+    assert layer.eval()(x) is x
+
+
+def test_dropout_is_drawn_from_torch_s_generator() -> None:
+    """The same seed leaves out the same, and the next call something else."""
+    layer, x = Dropout(0.5), torch.ones(1001)
+    torch.manual_seed(3)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)

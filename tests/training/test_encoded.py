@@ -62,6 +62,7 @@ def test_shards_hold_the_same_impressions(
         whole, data = shop_sets[split], found[split]
         assert isinstance(data, Shards)
         assert len(data) == len(whole) == sum(data.lengths)
+        assert data.ones == whole.ones == tuple(whole.label.sum(0))
         events: list[int] = []
         for number, part in zip(numbers, data.parts(numbers), strict=True):
             assert len(part) == data.lengths[number]
