@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import polars as pl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.merged import Merged
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=9), min_size=1, max_size=9))
 def test_it_is_the_same_however_the_rows_were_cut(chunks: list[list[str]]) -> None:
     """Put together after every chunk or only at the end: the sums are those of all rows."""
