@@ -40,9 +40,9 @@ class Pooling(nn.Module):
                 pairs.row, e, pairs.first, mode="sum", per_sample_weights=weight
             )
             return interest, weight
-        real = batch.dense.age(e.shape[1]) >= 0  # (U, L)
-        weight = real[:, None].to(e.dtype).expand(-1, batch.dense.grid.shape[1], -1)  # (U, N, L)
+        weight = (batch.dense.age(e.shape[1]) >= 0).to(e.dtype)  # (U, L)
         if self.mean:
             weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
-        interest = nn.functional.embedding(batch.dense.place, (weight @ e).flatten(0, 1))
-        return interest, nn.functional.embedding(batch.dense.place, weight.flatten(0, 1))
+        interest = (weight[:, None] @ e).squeeze(1)  # (U, D): once for all candidates of a user
+        embedding = nn.functional.embedding
+        return embedding(batch.owner, interest), embedding(batch.owner, weight)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,12 @@ class NetworkConfig(ABC):
     """The options that all models have, and the parts that a model may make its own.
 
     ``dim`` is the width of each field's embedding; ``product`` gives the head the product of
-    interest and candidate too.
+    interest and candidate too. A model that fixes an option declares it with ``init=False``.
     """
+
+    pretraining: ClassVar[float] = 0.0
+    """The share of the steps, from the first, that train `Network.pretrain` in place of the
+    network."""
 
     dim: int = 16
     product: bool = False
@@ -71,6 +76,7 @@ class Network(nn.Module):
     def __init__(self, schema: Schema, sizes: Mapping[str, int], config: NetworkConfig) -> None:
         super().__init__()
         self.schema, self.dim, self.product = schema, config.dim, config.product
+        self.pretraining = config.pretraining
         self.embeddings = Embeddings(schema, sizes, config.dim)
         self.history = History(schema, self.embeddings)
         self.width = self.embeddings.width("item")  # D
@@ -89,6 +95,19 @@ class Network(nn.Module):
 
     def forward(self, batch: Tensors) -> tuple[Tensor, Tensor]:
         """Logits (C, tasks) and the behaviours' weights, as the interest gives them."""
+        fields, x, weight = self.inputs(batch)
+        if self.crossing is None:
+            return self.head(x), weight
+        x, logit = self.crossing(batch, fields, x)
+        return self.head(x) if logit is None else self.head(x) + logit, weight
+
+    def pretrain(self, batch: Tensors) -> Tensor:
+        """Logits (C, tasks) of the stage that goes before, in a network that has one."""
+        logit: Tensor = self.crossing.pretrain(batch, self.inputs(batch)[0])  # type: ignore
+        return logit
+
+    def inputs(self, batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+        """What a crossing gets, fields (C, F, dim) and x (C, X), and the behaviours' weights."""
         rows = batch.behaviours() if batch.dense is None else batch.history
         e = self.embedding_dropout(self.history(self.embeddings, rows))  # (B, D) or (U, L, D)
         q = self.embedding_dropout(self.embeddings("item", batch.item))  # (C, D)
@@ -101,12 +120,15 @@ class Network(nn.Module):
             interest,
         ]
         product = [interest * q] if self.product else []
-        x = torch.cat([*parts, *product], -1)  # (C, X)
-        if self.crossing is None:
-            return self.head(x), weight
-        fields = x[:, : sum(part.shape[1] for part in parts)].unflatten(-1, (-1, self.dim))
-        x, logit = self.crossing(batch, fields, x)
-        return self.head(x) if logit is None else self.head(x) + logit, weight
+        fields = torch.cat(parts, -1).unflatten(-1, (-1, self.dim))
+        return fields, torch.cat([*parts, *product], -1), weight
+
+    def auxiliary(self) -> Tensor | float:
+        """What the last training forward adds to the loss of the labels: that of an interest with
+        a method ``loss``, else 0. It is handed over once."""
+        loss = getattr(self.interest, "loss", None)
+        found: Tensor | None = loss() if loss else None
+        return 0.0 if found is None else found
 
     def sparse(self) -> dict[str, nn.Parameter]:
         """The weights by name of which a step touches only the rows that occur in it."""

@@ -1,5 +1,6 @@
 """The offline job's commands: prepare, fit, evaluate, export, push, each of which reads what the
-last one left. Those of the closed loop are in `training.loop_commands`.
+last one left. Those of the closed loop are in `training.loop_commands`, and `compare` is in
+`training.comparison.command`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 
 from training import loop_commands
+from training.comparison import command
 from training.loop_commands import complain
 
 # Threads that wait by spinning take the cores from those that work; read when torch is loaded.
@@ -71,6 +73,9 @@ def prepare(
         typer.Option(help="parquet: canonical=yours, for each column of yours with another name."),
     ] = None,
     users: Annotated[int, typer.Option(min=1, help="synthetic: number of users.")] = 2000,
+    conversions: Annotated[
+        bool, typer.Option("--conversions", help="synthetic: a second task, conversion.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of drawn negatives and synthetic worlds.")] = 0,
     max_bad_share: Annotated[
         float, typer.Option(min=0, max=1, help="Stop when more rows than this are malformed.")
@@ -95,9 +100,11 @@ def prepare(
     if partial and source not in official:
         raise typer.BadParameter(f"--partial: expected one of {', '.join(official)} as --source")
 
+    if conversions and source is not Source.synthetic:
+        raise typer.BadParameter("--conversions is for synthetic")
     with progress(console) as update:
         if source is Source.synthetic:
-            drawn = world.World(users=users, seed=seed)
+            drawn = world.World(users=users, seed=seed, conversions=conversions)
             if users > world.CHUNK:  # not all in memory at once
                 written = chunks.write(out, drawn.chunks(), drawn.events(), update)
                 console.print(f"{out}: {written}", soft_wrap=True)
@@ -134,7 +141,7 @@ def prepare(
 def fit(
     data: Annotated[Path, typer.Option(help="Folder that prepare wrote.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; one that was killed goes on.")],
-    model: Annotated[str, typer.Option(help="din or base.")] = "din",
+    model: Annotated[str, typer.Option(help="din, base, ...: docs/models.md.")] = "din",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights, bit for bit.")] = 0,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, over the data set's recipe.")
@@ -243,6 +250,7 @@ def push(
     console.print(f"{found.name}: versions {versions}; the labels are there", soft_wrap=True)
 
 
+command.add_to(app)
 loop_commands.add_to(app)
 
 

@@ -8,7 +8,7 @@ in between: what is new starts afresh.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ from torch import Tensor
 
 from model.contract.ids import FIRST, OOV, PAD, Keys, Vocabulary
 from model.contract.schema import GROUPS, Schema
+from model.zoo import CONFIGS
 from training.vocabulary import Seen
 
 # The options that decide what the weights of a part mean: where one differs, the part is fresh.
 _PARTS = {
     "embeddings": ("dim",),
     "history": ("dim",),
-    "interest": ("dim", "attention", "attention_activation", "weights"),
+    "interest": ("dim", "attention", "attention_activation", "interaction", "weights"),
     "head": ("dim", "head", "head_activation", "product"),
 }
 
@@ -93,7 +94,7 @@ class _Places:
     """Where each row and column of a network's weights stood in another one's."""
 
     def __init__(self, old: Outline, new: Outline) -> None:
-        self.old, self.new = old, new
+        self.old, self.new = _complete(old), _complete(new)
         self._rows = {name: self._table(name) for name in new.schema.tables}
 
     def of(self, name: str) -> dict[int, Ints] | None:
@@ -170,6 +171,12 @@ class _Places:
         return np.where(block < 0, -1, block * dim + np.arange(dim)).reshape(-1)
 
 
+def _complete(outline: Outline) -> Outline:
+    """With the defaults of options that there were not yet when it was written."""
+    default = asdict(CONFIGS[outline.model]()) if outline.model in CONFIGS else {}
+    return replace(outline, options={**default, **outline.options})
+
+
 def _fields(outline: Outline) -> list[Hashable]:
     schema = outline.schema
     fields = [
@@ -191,7 +198,15 @@ def _of_gate(outline: Outline) -> list[Hashable]:
 
 
 def _of_unit(outline: Outline) -> list[Hashable]:
-    return [(part, item.name) for part in ("q", "k", "q-k", "q*k") for item in outline.schema.item]
+    """Of an outer product there is a block for each column of q and item field of k."""
+    items = [item.name for item in outline.schema.item]
+    interaction = outline.options["interaction"]
+    if interaction == "outer":
+        columns = [(q, at) for q in items for at in range(int(outline.options["dim"]))]
+        plain: list[Hashable] = [(part, item) for part in ("q", "k") for item in items]
+        return plain + [(*column, k) for column in columns for k in items]
+    parts = ("q", "k", "q*k") if interaction == "product" else ("q", "k", "q-k", "q*k")
+    return [(part, item) for part in parts for item in items]
 
 
 def _of_head(outline: Outline) -> list[Hashable]:

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from model.contract.schema import Schema
 from terminal.progress import Update, quiet
 from training.logs import (
-    OPTIONAL,
     Logs,
     LogsError,
     check_events,
     check_types,
     event_columns,
     item_columns,
+    optional_columns,
     read_names,
     read_table,
     replacing,
@@ -57,7 +57,9 @@ class Chunks:
         Logs(self.schema, nothing, self.items, users, self.schema_text).check(folder)
         self.users = users.sort("user_id")
         self.path = folder / "events.parquet"
-        self._names = read_names(self.path, event_columns(self.schema), OPTIONAL)
+        self._names = read_names(
+            self.path, event_columns(self.schema), optional_columns(self.schema)
+        )
         self._skip, self._least, self.skipped = skip, events, dict[int, int]()
         with pq.ParquetFile(self.path) as file:
             self._events: int = file.metadata.num_rows
@@ -96,7 +98,7 @@ class Chunks:
         return [name for name in self._names if name in wanted]
 
     def _types(self) -> dict[str, pl.DataType]:
-        return {**event_columns(self.schema), **OPTIONAL}
+        return {**event_columns(self.schema), **optional_columns(self.schema)}
 
     def _groups(self, names: list[str]) -> Iterator[pl.DataFrame]:
         """The rows of each row group that can be read."""

@@ -94,7 +94,7 @@ class Shards:
 Data = Dataset | Shards
 
 
-def encode(
+def in_parts(
     logs: AnyLogs,
     encoder: Encoder,
     folder: Path,
@@ -109,7 +109,7 @@ def encode(
     """
     count = -(-len(logs) // shard)
     if count <= 1:
-        return joined(list(_encoded(logs, encoder, update)))
+        return in_memory(logs, encoder, update)
     about = {**about, "shards": count}
     try:
         made = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -128,6 +128,11 @@ def encode(
         split: Shards(folder, split, encoder, *shared, rows[split], tuple(made["ones"][split]))
         for split in SPLITS
     }
+
+
+def in_memory(logs: AnyLogs, encoder: Encoder, update: Update = quiet) -> Mapping[str, Dataset]:
+    """The train, validation and test impressions of the logs, encoded, each as one."""
+    return joined(list(_encoded(logs, encoder, update)))
 
 
 def ahead(jobs: Iterable[Callable[[], Loaded]]) -> Iterator[Loaded]:

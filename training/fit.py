@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from model.network import Network
+from model.contract.encode import Encoder
+from model.network import Network, NetworkConfig
 from model.zoo import configure
 from terminal.progress import Update
 from training import state, vocabulary, window
@@ -22,15 +23,32 @@ from training.carry import Outline, carry
 from training.chunks import AnyLogs, Chunks
 from training.dataset import Dataset, learn_encoder
 from training.drift import HISTOGRAM
-from training.encoded import Data, encode
+from training.encoded import Data, in_memory, in_parts
 from training.golden import golden_requests
 from training.logs import LogsError
 from training.metrics import Array
-from training.recipe import settings
+from training.recipe import hold, settings
 from training.run import Run, RunError
 from training.state import State
 from training.tally import Tally
 from training.trainer import FitConfig, Trainer, tally
+from training.vocabulary import Seen
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Logs as networks take them: the ids that have a row, the encoder of those, and the splits."""
+
+    logs: AnyLogs
+    seen: Mapping[str, Seen]
+    encoder: Encoder
+    sets: Mapping[str, Data]
+
+    def whole(self, split: str) -> Dataset:
+        """A split of logs that are in memory."""
+        found = self.sets[split]
+        assert isinstance(found, Dataset)
+        return found
 
 
 def fit(
@@ -55,45 +73,83 @@ def fit(
     update("read", 0, 0, {})
     logs = Chunks(data, skip)
     config, how = settings(logs.schema.name, model, given)
-    about = {
-        "model": model,
-        "options": plain(asdict(config)),
-        "fit": asdict(how),
-        "seed": seed,
-        "threads": threads,
-        "data": str(data.resolve()),
-        "logs": _digest(data),
-    }
+    hold(logs.schema, config, how)
+    about = describe(data, digest(data), model, config, how, seed, threads)
     run = Run(out)
     if run.found(about) and (finished := run.results()):
         run.clear()  # after a fit that was killed right after its end
         return finished, False
-    return train(run, logs, about, update), True
+    encoded = encode(logs, data, update, parts=(run.shards, how.shard, about))
+    return train(run, encoded, about, update), True
 
 
-def train(
-    run: Run,
+def describe(
+    data: Path,
+    logs: str,
+    model: str,
+    config: NetworkConfig,
+    how: FitConfig,
+    seed: int,
+    threads: int,
+) -> dict[str, Any]:
+    """What run.json says of a run before it starts; ``logs`` is their `digest`."""
+    return {
+        "model": model,
+        "options": plain(asdict(config)),
+        "fit": plain(asdict(how)),
+        "seed": seed,
+        "threads": threads,
+        "data": str(data.resolve()),
+        "logs": logs,
+    }
+
+
+def encode(
     logs: AnyLogs,
-    about: Mapping[str, Any],
+    data: Path,
     update: Update,
     *,
     start: State | None = None,
     forget_days: int | None = None,
+    parts: tuple[Path, int, Mapping[str, Any]] | None = None,
+) -> Encoded:
+    """The logs, read from the folder ``data``, encoded for any number of runs.
+
+    Ids that ``start`` knew have a row too; those not seen for ``forget_days`` have none. All is in
+    memory unless there may be ``parts``: a folder for shards, their size, what they are of. Raises
+    `LogsError` when a split has no impressions.
+    """
+    update("learn ids", 0, 0, {})
+    seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days)
+    encoder = learn_encoder(logs, seen)
+    sets: Mapping[str, Data]
+    if parts is None:
+        sets = in_memory(logs, encoder, update)
+    else:
+        sets = in_parts(logs, encoder, *parts, update)
+    for split, part in sets.items():
+        _need(data, split, part)
+    _need_both_labels(data, logs, sets["train"])
+    return Encoded(logs, seen, encoder, sets)
+
+
+def train(
+    run: Run,
+    encoded: Encoded,
+    about: Mapping[str, Any],
+    update: Update,
+    *,
+    start: State | None = None,
+    keep_logits: bool = False,
 ) -> dict[str, Any]:
     """Train a network ``about`` which run.json says everything, calibrate it on the validation
     impressions, measure it and write all down; the run's results.
 
-    With the state of an earlier version it goes on from there: see `training.carry`. Ids not seen
-    for ``forget_days`` get no row.
+    With the state of an earlier version it goes on from there: see `training.carry`. The test
+    impressions' logits are kept beside it if asked for, of logs that are in memory.
     """
-    config, how = configure(about["model"], about["options"]), FitConfig(**about["fit"])
-    update("learn ids", 0, 0, {})
-    seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days)
-    encoder = learn_encoder(logs, seen)
-    sets = encode(logs, encoder, run.shards, how.shard, about, update)
-    for split, part in sets.items():
-        _need(Path(about["data"]), split, part)
-    _need_both_labels(Path(about["data"]), logs, sets["train"])
+    config, how = configure(about["model"], about["options"]), FitConfig.of(about["fit"])
+    logs, seen, encoder, sets = encoded.logs, encoded.seen, encoded.encoder, encoded.sets
     run.start(logs.schema_text, encoder, golden_requests(logs), about)
     torch.manual_seed(about["seed"])
     sizes = {name: table.size for name, table in encoder.tables.items()}
@@ -103,7 +159,13 @@ def train(
     progress = trainer.fit(update)
     network.settle_unknown(trainer.counts)
     measured = {name: sets[name] for name in ("validation", "test")}
-    tallies = _tally(network, measured, update)
+    kept: list[Array] = []
+
+    def see(part: Dataset, logits: Array) -> None:
+        if keep_logits and part is sets["test"]:
+            kept.append(logits)
+
+    tallies = _tally(network, measured, update, see)
     calibration = tallies["validation"].calibrate(how.negatives_kept)
     results = {
         "metrics": {name: _measure(logs, each, calibration) for name, each in tallies.items()},
@@ -124,6 +186,8 @@ def train(
     histograms = tallies["validation"].histograms(calibration)
     spread = dict(zip(logs.schema.tasks, histograms, strict=True))
     told = {HISTOGRAM: spread, "learnt_until": window.learnt_until(logs), **carried}
+    if keep_logits:
+        run.keep_logits(kept[0])
     run.finish(network, calibration, {**results, **told})
     run.clear()
     return results
@@ -159,9 +223,9 @@ def evaluate(
     logs = Chunks(data, skip)
     if logs.schema.fingerprint != encoder.schema.fingerprint:
         raise RunError(f"{folder}: trained on another schema than that of {data}")
-    shard = FitConfig(**about["fit"]).shard
+    shard = FitConfig.of(about["fit"]).shard
     with tempfile.TemporaryDirectory(prefix=".shards-", dir=folder) as name:
-        test = encode(logs, encoder, Path(name), shard, {}, update)["test"]
+        test = in_parts(logs, encoder, Path(name), shard, {}, update)["test"]
         _need(data, "test", test)
         kept: list[tuple[Array, Array]] = []
 
@@ -186,7 +250,7 @@ def baseline(folder: Path, run: Path, data: Path | None) -> dict[str, float]:
     about = Run(folder).about()
     if "metrics" not in about:
         raise RunError(f"{folder}: not trained to the end; run fit again to go on")
-    if about["logs"] != (_digest(data) if data else Run(run).about()["logs"]):
+    if about["logs"] != (digest(data) if data else Run(run).about()["logs"]):
         raise RunError(f"{folder}: measured on other logs than {run}")
     found: dict[str, float] = about["metrics"]["test"]
     return found
@@ -211,15 +275,20 @@ def _rows(logs: AnyLogs, parts: Sequence[tuple[Array, Array]]) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def _tally(network: Network, sets: Mapping[str, Data], update: Update) -> dict[str, Tally]:
-    """The tally of each."""
+def _tally(
+    network: Network,
+    sets: Mapping[str, Data],
+    update: Update,
+    see: Callable[[Dataset, Array], None],
+) -> dict[str, Tally]:
+    """The tally of each; ``see`` is shown the logits of each part."""
     done, total, found = 0, sum(map(len, sets.values())), {}
     for name, data in sets.items():
 
         def told(n: int, before: int = done) -> None:
             update("measure", before + n, total, {})
 
-        found[name] = tally(network, data, told)
+        found[name] = tally(network, data, told, see)
         done += len(data)
     return found
 
@@ -254,13 +323,13 @@ def _need_both_labels(data: Path, logs: AnyLogs, train: Data) -> None:
         raise LogsError(str(data / "events.parquet"), tasks[0], expected)
 
 
-def _digest(data: Path) -> str:
+def digest(data: Path) -> str:
     """sha256 of the prepared logs: a run that goes on must go on with the same ones."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name in ("events.parquet", "items.parquet", "users.parquet", "schema.toml"):
         with (data / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ split           String    train, validation or test; null when the event is not 
 each task       Int8      0 or 1; null when the event is not an impression
 each field      by kind   the schema's behaviour, context and ad fields: String for a category,
                           List[String] for tags, Float64 for a number
-probability     Float64   optional: the true click probability, known for synthetic logs only
+probability     Float64   optional: the true probability of the first task, known for synthetic logs
+                          only; that of another is in TASK.probability
 seen_length     Int64     optional: how many behaviours the impression's score looked at; null where
                           that is not known, and the impression sees those with an earlier ts
 seen_newest     Int64     optional: the newest ts among them; null where there are none
@@ -41,8 +42,7 @@ from terminal.progress import Update, quiet
 
 TABLES = ("events.parquet", "items.parquet", "users.parquet")
 SPLITS = ("train", "validation", "test")
-OPTIONAL = {"probability": pl.Float64(), "seen_length": pl.Int64(), "seen_newest": pl.Int64()}
-SEEN = {"seen_length", "seen_newest"}  # both or neither
+SEEN = {"seen_length": pl.Int64(), "seen_newest": pl.Int64()}  # both or neither
 LISTED = 20
 BadRow = tuple[str, int, str]
 
@@ -79,7 +79,7 @@ def column_type(field: Field) -> pl.DataType:
 
 
 def event_columns(schema: Schema) -> dict[str, pl.DataType]:
-    """Names and types of the events' columns, those that are `OPTIONAL` left out."""
+    """Names and types of the events' columns, those that are optional left out."""
     fixed = {"user_id": pl.String(), "item_id": pl.String(), "ts": pl.Int64()}
     fields = (*schema.behaviour, *schema.context, *schema.ad)
     return {
@@ -89,6 +89,12 @@ def event_columns(schema: Schema) -> dict[str, pl.DataType]:
         **{task: pl.Int8() for task in schema.tasks},
         **{field.name: column_type(field) for field in fields},
     }
+
+
+def optional_columns(schema: Schema) -> dict[str, pl.DataType]:
+    """Names and types of the events' columns that need not be there."""
+    names = ["probability", *(f"{task}.probability" for task in schema.tasks[1:])]
+    return {**dict.fromkeys(names, pl.Float64()), **SEEN}
 
 
 def item_columns(schema: Schema) -> dict[str, pl.DataType]:
@@ -130,7 +136,8 @@ class Logs:
         Raises `LogsError` and `SchemaError`.
         """
         schema = Schema.load(schema_path)
-        names = [*event_columns(schema), *(name for name in OPTIONAL if name in events.columns)]
+        optional = [name for name in optional_columns(schema) if name in events.columns]
+        names = [*event_columns(schema), *optional]
         logs = cls(
             schema,
             events.select(names).sort("user_id", "ts", maintain_order=True),
@@ -152,7 +159,9 @@ class Logs:
         folder = Path(folder)
         path = folder / "schema.toml"
         schema = Schema.load(path)
-        events = read_table(folder / "events.parquet", event_columns(schema), OPTIONAL)
+        events = read_table(
+            folder / "events.parquet", event_columns(schema), optional_columns(schema)
+        )
         items = read_table(folder / "items.parquet", item_columns(schema))
         users = read_table(folder / "users.parquet", user_columns(schema))
         logs = cls(schema, events, items, users, path.read_bytes().decode())
@@ -184,7 +193,8 @@ class Logs:
         for (file, frame), columns in zip(self._tables().items(), wanted, strict=True):
             where = str(folder / file) if folder else file
             if file == "events.parquet":
-                extra = {name: kind for name, kind in OPTIONAL.items() if name in frame.columns}
+                optional = optional_columns(self.schema).items()
+                extra = {name: kind for name, kind in optional if name in frame.columns}
                 check_types(where, frame, {**columns, **extra})
                 check_events(where, frame, self.schema)
             else:
@@ -275,10 +285,11 @@ def check_events(file: str, frame: pl.DataFrame, schema: Schema) -> None:
         hold(task, ~pl.col(task).is_in([0, 1]), "0, 1 or null")
         without = pl.col(task).is_null() != pl.col("split").is_null()
         hold(task, without, "a label where there is a split, and null elsewhere")
-    if "probability" in frame.columns:
-        hold("probability", ~pl.col("probability").is_between(0, 1), "numbers from 0 to 1")
-    if SEEN & set(frame.columns):
-        check_types(file, frame, {name: OPTIONAL[name] for name in sorted(SEEN)})
+    for name, kind in optional_columns(schema).items():
+        if name in frame.columns and kind == pl.Float64:
+            hold(name, ~pl.col(name).is_between(0, 1), "numbers from 0 to 1")
+    if SEEN.keys() & set(frame.columns):
+        check_types(file, frame, dict(SEEN))
         length, newest = pl.col("seen_length"), pl.col("seen_newest")
         hold("seen_length", length < 0, "numbers from 0")
         hold("seen_length", length.is_not_null() & pl.col("split").is_null(), "impressions only")

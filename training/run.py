@@ -5,6 +5,7 @@
     run.json             model, options, fit, seed, data, calibration, progress, metrics
     encoder/tables/*.npy, encoder/catalogue/*.npy, schema.toml, golden.json
     weights.safetensors  the best weights
+    test.npy             the logits of the test impressions, where they were to be kept
     state/               what a later training goes on from (`training.state`)
     checkpoint-<step>/   while it trains
 shards/              while it trains on logs that are not held in memory (`training.encoded`)
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from safetensors.torch import load_file, save_file
 
 from model.contract.catalogue import Catalogue
@@ -90,6 +93,16 @@ class Run:
         save_file(weights, self.folder / ".weights.safetensors")
         os.replace(self.folder / ".weights.safetensors", self.folder / "weights.safetensors")
         self.add({"calibration": vars(calibration), **results})
+
+    def keep_logits(self, logits: npt.NDArray[np.float32]) -> None:
+        """Keep the logits [I, tasks] of the test impressions, uncalibrated; before `finish`."""
+        np.save(self.folder / ".test.npy", logits, allow_pickle=False)
+        os.replace(self.folder / ".test.npy", self.folder / "test.npy")
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """What `keep_logits` kept. Raises OSError where it did not."""
+        found: npt.NDArray[np.float32] = np.load(self.folder / "test.npy", allow_pickle=False)
+        return found
 
     def add(self, entries: Mapping[str, Any]) -> None:
         """Put entries into run.json."""

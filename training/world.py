@@ -18,13 +18,20 @@ same number of items; within one, the chance of the r-th item follows Zipf's law
 quality is normal with deviation 0.2. A page shows 10 items that differ: each is from the active
 interest with probability 0.25, from any of the user's interests (by strength) with 0.15, else from
 a category drawn uniformly. The last 10 % of each user's pages are test, the 10 % before validation.
+
+With ``conversions`` there is a second task on the very same clicks: items have a price level, users
+a budget level (0 to 4, drawn uniformly, both known fields), and a click is followed by a conversion
+the more likely the closer the two are and the stronger the interest is:
+
+    P(conversion | click) = sigmoid(2 f(h) - |price_i - budget_u|)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -33,7 +40,7 @@ from numpy.typing import NDArray
 from terminal.progress import Update, quiet
 from training.logs import Logs
 
-SCHEMA = Path(__file__).with_name("schemas") / "synthetic.toml"
+SCHEMAS = Path(__file__).with_name("schemas")
 PAGE = 10
 WINDOW = 50
 CHUNK = 10_000  # users
@@ -42,6 +49,8 @@ STAY = 0.9
 ACTIVE, OWN = 0.25, 0.15
 ZIPF = 0.8
 QUALITY = 0.2
+LEVELS = 5
+PULL = 2.0
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -60,6 +69,7 @@ class World:
     strength: float = 2.75
     decay: float = 0.97
     seed: int = 0
+    conversions: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.interests <= self.categories <= self.items:
@@ -70,14 +80,15 @@ class World:
     def logs(self, impressions_per_user: int = 200, update: Update = quiet) -> Logs:
         """Logs of whole pages of 10 impressions, so ``impressions_per_user`` is rounded up.
 
-        ts counts a user's seed clicks, then its pages. ``probability`` is P(click) as above.
-        Raises `ValueError` when there is no page for each split.
+        ts counts a user's seed clicks, then its pages. ``probability`` is P(click) as above,
+        ``conversion.probability`` that of a click with a conversion. Raises `ValueError` when there
+        is no page for each split.
         """
         pages = _pages(impressions_per_user)
         generator = np.random.default_rng(self.seed)
         shelf = Shelf.stock(self, generator)
         ids = np.arange(self.users).astype(str)
-        return self._draw(ids, pages, shelf, generator, update)
+        return self._draw(ids, pages, shelf, generator, None, update)
 
     def chunks(self, impressions_per_user: int = 200, size: int = CHUNK) -> Iterator[Logs]:
         """Logs in chunks of ``size`` users, sorted by user_id across chunks too.
@@ -94,7 +105,7 @@ class World:
         for number, begin in enumerate(range(0, self.users, size)):
             some = ids[begin : begin + size]
             generator = np.random.default_rng((self.seed, number))
-            yield replace(self, users=len(some))._draw(some, pages, shelf, generator, quiet)
+            yield replace(self, users=len(some))._draw(some, pages, shelf, generator, number, quiet)
 
     def events(self, impressions_per_user: int = 200) -> int:
         """How many events its logs have."""
@@ -106,10 +117,12 @@ class World:
         pages: int,
         shelf: Shelf,
         generator: np.random.Generator,
+        number: int | None,
         update: Update,
     ) -> Logs:
-        """The logs of the users called ``ids`` [users]."""
+        """The logs of the users called ``ids`` [users]: a chunk, by its number, or all of them."""
         taste = Taste.of(self, generator)
+        purse = Purse.fill(self, number) if self.conversions else None
         clicked = np.full((self.users, WINDOW), -1, np.int64)  # categories, latest last
         weight = self.decay ** np.arange(WINDOW - 1, -1, -1.0)
         examined = EXAMINATION ** np.arange(PAGE)
@@ -124,28 +137,37 @@ class World:
                 item = shelf.draw(interest[:, None], generator)  # (U, 1)
                 drawn += item.size
                 push(clicked, shelf.category[item[:, 0]], np.ones(self.users, bool))
-                parts.append(_events(ts, item, None, None))
+                parts.append(_events(ts, item, {}))
                 continue
             item = page(self, shelf, taste, interest, generator)  # (U, PAGE)
             drawn += item.size
             category = shelf.category[item]
             match = (clicked[:, None, :] == category[:, :, None]) @ weight  # (U, PAGE)
-            logit = self.bias + shelf.quality[item] + self.strength * np.tanh(match)
+            drawn_to = np.tanh(match)
+            logit = self.bias + shelf.quality[item] + self.strength * drawn_to
             probability = examined / (1 + np.exp(-logit))
             click = generator.random(item.shape) < probability
             for position in range(PAGE):
                 push(clicked, category[:, position], click[:, position])
-            parts.append(_events(ts, item, click, probability))
+            outcome = {"ctr": click, "probability": probability}
+            if purse is not None:
+                chance = purse.chance(item, drawn_to)
+                bought = click & (purse.generator.random(item.shape) < chance)
+                outcome |= {"conversion": bought, "conversion.probability": probability * chance}
+            parts.append(_events(ts, item, outcome))
         update("draw events", drawn, total, {})
         update("arrange", 0, 0, {})
-        names = pl.DataFrame({"user_id": np.arange(self.users), "#id": ids})
-        events = pl.concat(parts).join(names, on="user_id", maintain_order="left")
-        events = events.with_columns(
-            pl.col("#id").alias("user_id"), _split(self.seed_clicks, pages)
-        )
-        items_ids = pl.Series("item_id", np.arange(self.items)).cast(pl.String)
-        items = pl.DataFrame([items_ids, pl.Series("category", shelf.category).cast(pl.String)])
-        return Logs.build(SCHEMA, events, items, pl.DataFrame({"user_id": ids}))
+        names = pl.DataFrame({"user_id": np.arange(self.users).astype(str), "#id": ids})
+        events = pl.concat(parts, how="diagonal").join(names, on="user_id", maintain_order="left")
+        split = _split(self.seed_clicks, pages)
+        events = events.with_columns(pl.col("#id").alias("user_id"), split).drop("#id")
+        items = pl.DataFrame({"item_id": np.arange(self.items), "category": shelf.category})
+        users = pl.DataFrame({"user_id": ids})
+        if purse is not None:
+            items = items.with_columns(pl.Series("price", purse.price))
+            users = users.with_columns(pl.Series("budget", purse.budget))
+        schema = SCHEMAS / f"synthetic{'-conversions' if self.conversions else ''}.toml"
+        return Logs.build(schema, events, items.cast(pl.String), users.cast(pl.String))
 
 
 def _pages(impressions_per_user: int) -> int:
@@ -201,6 +223,31 @@ class Taste:
         return column
 
 
+@dataclass(frozen=True, eq=False)
+class Purse:
+    """What conversions depend on beside the interest; drawn apart, so that clicks stay the same."""
+
+    price: Ints  # (items,)
+    budget: Ints  # (U,)
+    generator: np.random.Generator
+
+    @classmethod
+    def fill(cls, world: World, number: int | None) -> Purse:
+        """Of all users, or those of a chunk by its number; prices are the same."""
+        generator = np.random.default_rng((world.seed, 1))
+        price = generator.integers(LEVELS, size=world.items)
+        if number is not None:
+            generator = np.random.default_rng((world.seed, 1, number))
+        budget = generator.integers(LEVELS, size=world.users)
+        return cls(price, budget, generator)
+
+    def chance(self, item: Ints, drawn_to: Floats) -> Floats:
+        """P(conversion | click) of each user's items, (U, PAGE); ``drawn_to`` is f(h)."""
+        logit = PULL * drawn_to - np.abs(self.price[item] - self.budget[:, None])
+        chance: Floats = 1 / (1 + np.exp(-logit))
+        return chance
+
+
 def page(
     world: World,
     shelf: Shelf,
@@ -240,27 +287,23 @@ def _repeats(item: Ints) -> NDArray[np.bool_]:
     return again
 
 
-def _events(
-    ts: int, item: Ints, click: NDArray[np.bool_] | None, probability: Floats | None
-) -> pl.DataFrame:
-    """The events of all users at one time; seed clicks where there is no ``click``."""
+def _events(ts: int, item: Ints, outcome: Mapping[str, NDArray[Any]]) -> pl.DataFrame:
+    """The events of all users at one time, with labels and probabilities (U, shown); seed clicks
+    where there is no ``outcome``."""
     users, shown = item.shape
-    frame = pl.DataFrame(
-        {
-            "user_id": np.repeat(np.arange(users), shown),
-            "item_id": item.ravel(),
-            "ts": np.full(item.size, ts),
-            "behaviour": np.ones(item.size, bool) if click is None else click.ravel(),
-            "ctr": None if click is None else click.ravel(),
-            "position": None if click is None else np.tile(np.arange(shown), users),
-            "probability": None if probability is None else probability.ravel(),
-        }
-    )
-    return frame.with_columns(
-        pl.col("item_id", "position").cast(pl.String),
-        pl.col("ctr").cast(pl.Int8),
-        pl.col("probability").cast(pl.Float64),
-    )
+    columns: dict[str, NDArray[Any]] = {
+        "user_id": np.repeat(np.arange(users), shown),
+        "item_id": item.ravel(),
+        "ts": np.full(item.size, ts),
+        "behaviour": outcome.get("ctr", np.ones(item.shape, bool)).ravel(),
+        **{name: values.ravel() for name, values in outcome.items()},
+    }
+    if outcome:
+        columns["position"] = np.tile(np.arange(shown), users)
+    labels = [name for name in ("ctr", "conversion") if name in outcome]
+    ids = [name for name in ("user_id", "item_id", "position") if name in columns]
+    frame = pl.DataFrame(columns)
+    return frame.with_columns(pl.col(ids).cast(pl.String), pl.col(labels).cast(pl.Int8))
 
 
 def _split(seed_clicks: int, pages: int) -> pl.Expr:

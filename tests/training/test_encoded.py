@@ -15,7 +15,7 @@ from model.contract.encode import Encoder
 from tests.training.test_chunks import GROUP, in_row_groups
 from training.chunks import Chunks
 from training.dataset import Dataset
-from training.encoded import Shards, ahead, encode
+from training.encoded import Shards, ahead, in_parts
 from training.logs import SPLITS, Logs
 
 ALL = 10_000  # events: more than the shop has
@@ -31,7 +31,7 @@ def test_chunks_in_memory_are_the_whole_logs(
     shop_sets: dict[str, Dataset], chunks: Chunks, shop_encoder: Encoder, tmp_path: Path
 ) -> None:
     """Bit for bit, and nothing is written."""
-    found = encode(chunks, shop_encoder, tmp_path / "shards", ALL, ABOUT)
+    found = in_parts(chunks, shop_encoder, tmp_path / "shards", ALL, ABOUT)
     for split in SPLITS:
         data = found[split]
         assert isinstance(data, Dataset)
@@ -55,7 +55,7 @@ def test_shards_hold_the_same_impressions(
 ) -> None:
     """Each once, with its history, user and label; no user is in two shards."""
     logs = chunks if in_chunks else shop_logs
-    found = encode(logs, shop_encoder, tmp_path, shard, ABOUT)
+    found = in_parts(logs, shop_encoder, tmp_path, shard, ABOUT)
     numbers = range(-(-len(shop_logs) // shard))
     seen_in: dict[str, int] = {}
     for split in SPLITS:
@@ -93,7 +93,7 @@ def test_shards_are_made_again_only_of_other_things(
     """What a killed training had encoded is used by the one that goes on."""
 
     def stamp(about: dict[str, Any]) -> int:
-        encode(shop_logs, shop_encoder, tmp_path, 450, about)
+        in_parts(shop_logs, shop_encoder, tmp_path, 450, about)
         return (tmp_path / "0.behaviours").stat().st_mtime_ns
 
     first = stamp(ABOUT)
@@ -105,7 +105,7 @@ def test_shards_are_made_again_only_of_other_things(
 
 
 def test_a_shard_cut_short_is_named(shop_logs: Logs, shop_encoder: Encoder, tmp_path: Path) -> None:
-    data = encode(shop_logs, shop_encoder, tmp_path, 450, ABOUT)["train"]
+    data = in_parts(shop_logs, shop_encoder, tmp_path, 450, ABOUT)["train"]
     path = tmp_path / "1.train.start"
     path.write_bytes(path.read_bytes()[:-8])
     parts = data.parts((0, 1))
