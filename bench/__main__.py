@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from bench import forms, graph, memory, plots, profile, serving, swaps, tables, training
+from bench import forms, graph, memory, plots, profile, rows, serving, swaps, tables, training
 from bench.graph import Exported
 from bench.measure import Machine, load, machine, pin
 from bench.servers import Cores, ServerError
 from deploy.processes import StepError
 from model.layers import Activation
+from terminal.progress import progress
 
 HEADLINE = (100, 500)
 SHAPES = [(t, n) for t in (10, 50, 100, 500) for n in (50, 200, 500, 2000)]
@@ -95,6 +97,23 @@ def profile_command(
     """Where a request's time goes beside the model, by module."""
     bench = Bench.start(out, quick=False)
     bench.profile(bench.exported("sigmoid"), form, requests)
+
+
+@app.command("rows")
+def rows_command(
+    impressions: Annotated[int, typer.Option(min=200, help="Of a synthetic world.")] = 10_000_000,
+    minutes: Annotated[float, typer.Option(help="Preparing and fitting each stop then.")] = 10.0,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, as in training fit.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder to keep the logs in; the run goes on there too.")
+    ] = None,
+    out: Out = OUT,
+) -> None:
+    """Training's memory by the number of rows."""
+    bench = Bench.start(out, quick=False)
+    bench.rows(impressions, minutes * 60, ["epochs=1", *(setting or [])], keep)
 
 
 @dataclass(frozen=True)
@@ -188,6 +207,14 @@ class Bench:
             found = profile.measure(exported, self.cores, form, requests)
         self.console.print(tables.profile(found))
         self._write("profile", **found)
+
+    def rows(
+        self, impressions: int, seconds: float, given: Sequence[str], keep: Path | None
+    ) -> None:
+        with tempfile.TemporaryDirectory() as name, progress(self.console) as update:
+            found = rows.measure(impressions, keep or Path(name), seconds, given, update)
+        self.console.print(tables.rows(found))
+        self._write(f"rows-{impressions}", settings=list(given), **found)
 
     def _write(self, name: str, **found: Any) -> None:
         self.out.mkdir(parents=True, exist_ok=True)

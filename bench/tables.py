@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -48,6 +48,31 @@ def training(rows: Rows) -> Table:
             shown(row["ours_per_s"], ",.0f"),
             shown(row["ratio"], ".1f"),
         )
+    return table
+
+
+def rows(found: Mapping[str, Any]) -> Table:
+    table = _table(
+        f"Memory of a training on {found['impressions']:,} impressions, by stage",
+        ["job", "stage"],
+        ["done", "of", "s", "CPU", "waited", "anonymous MiB", "resident MiB"],
+    )
+    for job in ("prepare", "fit"):
+        for stage in found.get(job, {}).get("stages", []):
+            table.add_row(
+                job,
+                stage["name"],
+                f"{stage['done']:,}",
+                f"{stage['total']:,}",
+                f"{stage['seconds']:,.0f}",
+                f"{stage['cpu_seconds'] / max(stage['seconds'], 1e-9):.0%}",
+                f"{stage['waited']:.2%}" if stage["name"] == "train" else "",
+                f"{stage['anonymous_mib']:,.0f}",
+                f"{stage['resident_mib']:,.0f}",
+            )
+        if not found.get(job, {"ended": True})["ended"]:
+            table.add_row(job, "stopped")
+    table.caption = "Peaks. CPU: share of the time. Waited: share of the training for data."
     return table
 
 

@@ -51,6 +51,11 @@ class Source(StrEnum):
     parquet = "parquet"
 
 
+class Unreadable(StrEnum):
+    stop = "stop"
+    skip = "skip"
+
+
 @app.command()
 def prepare(
     source: Annotated[Source, typer.Option(help="What the raw logs are.")],
@@ -90,7 +95,7 @@ def prepare(
 ) -> None:
     """Read raw logs into the canonical form: events, items and users as Parquet, and the schema."""
     from terminal.progress import progress
-    from training import readers, report, tables, world
+    from training import chunks, readers, report, tables, world
     from training.logs import Logs
 
     official: dict[Source, Callable[..., Logs]] = {
@@ -107,8 +112,12 @@ def prepare(
         raise typer.BadParameter("--conversions is for synthetic")
     with progress(console) as update:
         if source is Source.synthetic:
-            made = world.World(users=users, seed=seed, conversions=conversions)
-            logs = made.logs(update=update)
+            drawn = world.World(users=users, seed=seed, conversions=conversions)
+            if users > world.CHUNK:  # not all in memory at once
+                written = chunks.write(out, drawn.chunks(), drawn.events(), update)
+                console.print(f"{out}: {written}", soft_wrap=True)
+                return
+            logs = drawn.logs(update=update)
         elif path is None:
             raise typer.BadParameter(f"--path is needed for {source}")
         elif source is Source.movielens_1m:
@@ -133,13 +142,7 @@ def prepare(
         logs.write(out, update)
     report.malformed(console, logs.malformed)
     report.noted(console, logs)
-    shown = logs.events["split"].drop_nulls().value_counts().rows()
-    splits = ", ".join(f"{count:,} {name}" for name, count in sorted(shown, reverse=True))
-    console.print(
-        f"{out}: {len(logs.events):,} events of {len(logs.users):,} users and "
-        f"{len(logs.items):,} items; impressions: {splits}",
-        soft_wrap=True,
-    )
+    console.print(f"{out}: {chunks.Written.of(logs)}", soft_wrap=True)
 
 
 @app.command()
@@ -152,6 +155,9 @@ def fit(
         list[str] | None, typer.Option("--set", help="key=value, over the data set's recipe.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads (results depend on it).")] = 2,
+    unreadable: Annotated[
+        Unreadable, typer.Option(help="What to do at a row group of events that can't be read.")
+    ] = Unreadable.stop,
 ) -> None:
     """Train a model, stop early by validation GAUC, calibrate it, measure it on the test set."""
     from terminal.progress import progress
@@ -159,7 +165,16 @@ def fit(
     from training.fit import fit as run_fit
 
     with progress(console) as update:
-        fitted = run_fit(data, out, model, seed, setting or [], threads, update)
+        fitted = run_fit(
+            data,
+            out,
+            model,
+            seed,
+            setting or [],
+            threads,
+            update,
+            skip=unreadable is Unreadable.skip,
+        )
     if fitted is None:  # one of several processes, of which the first one tells
         return
     figures, trained = fitted
@@ -169,8 +184,11 @@ def fit(
     stopped = figures["progress"]
     console.print(
         f"best at step {stopped['best_step']:,} of {stopped['step']:,}; "
-        f"{figures['samples_per_s']:,.0f} samples/s"
+        f"{figures['samples_per_s']:,.0f} samples/s, waiting for data "
+        f"{stopped['waited'] / max(stopped['seconds'], 1e-9):.2%} of the time",
+        soft_wrap=True,
     )
+    report.unreadable(console, figures.get("unreadable", {}))
 
 
 @app.command()
@@ -180,6 +198,9 @@ def evaluate(
         Path | None, typer.Option(help="Parquet file to write: user, item, label, probability.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared logs; default: the run's.")] = None,
+    unreadable: Annotated[
+        Unreadable, typer.Option(help="What to do at a row group of events that can't be read.")
+    ] = Unreadable.stop,
     baseline: Annotated[
         Path | None, typer.Option(help="Another run on the same logs: RelaImpr over its metrics.")
     ] = None,
@@ -192,10 +213,13 @@ def evaluate(
 
     base = baseline_metrics(baseline, run, data) if baseline is not None else None
     with progress(console) as update:
-        measured, frame = run_evaluate(run, data, update)
+        measured, frame, left_out = run_evaluate(
+            run, data, update, skip=unreadable is Unreadable.skip, rows=predictions is not None
+        )
     if predictions is not None:
         frame.write_parquet(predictions)
     report.metrics_table(console, str(run), {"test": measured})
+    report.unreadable(console, left_out)
     if base is not None:
         improved = metrics.improvement(measured, base).items()
         shown = ", ".join(f"{name} {value:+.2%}" for name, value in improved)

@@ -9,6 +9,7 @@ exported graph; and the correction for negatives that were down-sampled when the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,19 @@ class Calibration:
     def identity(cls, tasks: int) -> Calibration:
         return cls((1.0,) * tasks, (0.0,) * tasks)
 
+    @classmethod
+    def of(cls, fitted: Sequence[tuple[float, float]], negatives_kept: float) -> Calibration:
+        """From slope and offset of each task (`platt`), where logs kept a share of negatives.
+
+        Raises ValueError.
+        """
+        if not 0 < negatives_kept <= 1:
+            raise ValueError("negatives_kept: expected a share in (0, 1]")
+        correction = math.log(negatives_kept)
+        return cls(
+            tuple(slope for slope, _ in fitted), tuple(offset + correction for _, offset in fitted)
+        )
+
     def apply(self, logit: Array) -> npt.NDArray[np.float64]:
         """Calibrated logits [n, tasks]."""
         return np.asarray(logit, np.float64) * self.slope + self.offset
@@ -39,26 +53,25 @@ def fit(logit: Array, label: Array, negatives_kept: float = 1.0) -> Calibration:
     ``negatives_kept`` is the share of negatives that the logs kept, in (0, 1]. A task whose labels
     are all alike, or whose logits rank worse than chance, is left as it is. Raises ValueError.
     """
-    if not 0 < negatives_kept <= 1:
-        raise ValueError("negatives_kept: expected a share in (0, 1]")
-    fitted = [_platt(logit[:, task], label[:, task]) for task in range(logit.shape[1])]
-    correction = math.log(negatives_kept)
-    return Calibration(
-        tuple(slope for slope, _ in fitted), tuple(offset + correction for _, offset in fitted)
-    )
+    fitted = [platt(logit[:, task], label[:, task]) for task in range(logit.shape[1])]
+    return Calibration.of(fitted, negatives_kept)
 
 
-def _platt(logit: Array, label: Array) -> tuple[float, float]:
-    """Newton's method on the two-parameter log loss, which is convex."""
-    z, y = np.asarray(logit, np.float64), np.asarray(label, np.float64)
-    if y.min(initial=1) == y.max(initial=0):
+def platt(logit: Array, ones: Array, count: Array | float = 1.0) -> tuple[float, float]:
+    """Slope and offset by Newton's method on the two-parameter log loss, which is convex.
+
+    logit [n]; of the ``count`` impressions that each stands for, ``ones`` have the label 1.
+    """
+    z, y = np.asarray(logit, np.float64), np.asarray(ones, np.float64)
+    n = np.broadcast_to(np.asarray(count, np.float64), y.shape)
+    if not 0 < y.sum() < n.sum():
         return 1.0, 0.0
     x = np.stack([z, np.ones_like(z)])  # (2, n)
     at = np.array([1.0, 0.0])
     for _ in range(50):
         p = sigmoid(at @ x)
-        gradient = x @ (p - y)
-        curvature = (x * np.maximum(p * (1 - p), 1e-12)) @ x.T + 1e-9 * np.eye(2)
+        gradient = x @ (n * p - y)
+        curvature = (x * (n * np.maximum(p * (1 - p), 1e-12))) @ x.T + 1e-9 * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
         at -= step * min(1.0, 2 / (np.abs(step).max() + 1e-12))
         if np.abs(step).max() < 1e-10:

@@ -10,7 +10,7 @@ behaviour is embedded once for all the impressions that see it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from model.contract.catalogue import Catalogue
 from model.contract.encode import Encoder, id_text, table_of
 from model.contract.ids import PAD, Rows, Vocabulary, keys
 from model.contract.schema import Group, Schema
+from training.chunks import AnyLogs
 from training.logs import Logs
 from training.vocabulary import Seen, learn
 
@@ -30,8 +31,10 @@ Ints = npt.NDArray[np.int64]
 Rows32 = npt.NDArray[np.int32]
 Array = npt.NDArray[Any]
 
+IMPRESSIONS = ("user", "item", "ad", "context", "start", "stop", "label", "event")
 
-def learn_encoder(logs: Logs, seen: Mapping[str, Seen] | None = None) -> Encoder:
+
+def learn_encoder(logs: AnyLogs, seen: Mapping[str, Seen] | None = None) -> Encoder:
     """Vocabularies and catalogue of a schema: of the ids that were ``seen``, by default those that
     `training.vocabulary.learn` finds in the training part of the logs.
     """
@@ -88,10 +91,23 @@ class Dataset:
     def schema(self) -> Schema:
         return self.encoder.schema
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Impressions of each part: what is in memory is one (see `training.encoded`)."""
+        return (len(self),)
+
+    @property
+    def ones(self) -> tuple[int, ...]:
+        """How many impressions have the label 1, of each task."""
+        return tuple(int(count) for count in self.label.sum(0, np.float64))
+
+    def parts(self, order: Sequence[int]) -> Iterator[Dataset]:
+        """The parts by their numbers."""
+        return (self for _ in order)
+
     def take(self, at: npt.NDArray[np.bool_] | Ints) -> Dataset:
         """Some of the impressions, over the same behaviours."""
-        names = ("user", "item", "ad", "context", "start", "stop", "label", "event")
-        return replace(self, **{name: getattr(self, name)[at] for name in names})
+        return replace(self, **{name: getattr(self, name)[at] for name in IMPRESSIONS})
 
     def blocks(self, block: int) -> Ints:
         """First impression of each block [blocks + 1], at most ``block`` long.
@@ -208,6 +224,32 @@ def _samples(parts: Sequence[Array], samples: int, size: int) -> npt.NDArray[np.
     reached = np.maximum.accumulate(np.append(0, last))[:-1]
     fresh = np.maximum(last - np.maximum(first, reached), 0)
     return np.bincount(row, weights=fresh, minlength=size).astype(np.float32)
+
+
+def joined(parts: Sequence[Mapping[str, Dataset]]) -> dict[str, Dataset]:
+    """The splits of several parts of the logs, of different users, as one; there is a part."""
+    first, *others = parts
+    if not others:
+        return dict(first)
+    every = [part["train"] for part in parts]  # all splits have the same behaviours and users
+    behaviours = np.cumsum([0, *(len(each.behaviours) for each in every)])
+    users = np.cumsum([0, *(len(each.users) for each in every)])
+    moved = {"user": users, "start": behaviours, "stop": behaviours}
+    shared = {
+        name: np.concatenate([getattr(each, name) for each in every])
+        for name in ("behaviours", "users")
+    }
+
+    def of(split: str) -> Dataset:
+        arrays: dict[str, Any] = dict(shared)
+        for name in IMPRESSIONS:
+            each = [getattr(part[split], name) for part in parts]
+            if name in moved:
+                each = [rows + before for rows, before in zip(each, moved[name], strict=False)]
+            arrays[name] = np.concatenate(each)
+        return replace(first[split], **arrays)
+
+    return {split: of(split) for split in first}
 
 
 def build(logs: Logs, encoder: Encoder) -> dict[str, Dataset]:

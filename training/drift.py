@@ -21,11 +21,14 @@ EDGES = tuple(np.arange(-7.0, 3.5, 0.5).tolist())
 _LEAST = 1e-4  # share of a bin: an empty one must not make the index infinite
 
 
-def histogram(probability: npt.ArrayLike) -> list[int]:
-    """Counts [len(EDGES) + 1] of probabilities [n]; a value on an edge belongs above it."""
+def histogram(probability: npt.ArrayLike, count: npt.ArrayLike | None = None) -> list[int]:
+    """Counts [len(EDGES) + 1] of probabilities [n]; a value on an edge belongs above it.
+
+    ``count`` [n] says how often each occurs, by default once.
+    """
     p = np.clip(np.asarray(probability, np.float64), 1e-15, 1 - 1e-15)
     bins = np.searchsorted(EDGES, np.log(p) - np.log1p(-p), side="right")
-    return [int(count) for count in np.bincount(bins, minlength=len(EDGES) + 1)]
+    return [int(found) for found in np.bincount(bins, count, minlength=len(EDGES) + 1)]
 
 
 def psi(expected: Sequence[int], found: Sequence[int]) -> float:

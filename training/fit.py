@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -15,19 +17,23 @@ from model.contract.encode import Encoder
 from model.network import Network, NetworkConfig
 from model.zoo import configure
 from terminal.progress import Update, quiet
-from training import calibrate, checkpoint, cluster, metrics, state, vocabulary, window
+from training import cluster, state, vocabulary, window
 from training.calibrate import Calibration, sigmoid
 from training.carry import Outline, carry
+from training.chunks import AnyLogs, Chunks
 from training.cluster import Cluster
-from training.dataset import Dataset, build, learn_encoder
-from training.drift import HISTOGRAM, histogram
+from training.dataset import Dataset, learn_encoder
+from training.drift import HISTOGRAM
+from training.encoded import Data, in_memory, in_parts
 from training.golden import golden_requests
 from training.group import Group
-from training.logs import Logs, LogsError
+from training.logs import LogsError
+from training.metrics import Array
 from training.recipe import hold, settings
 from training.run import Run, RunError
 from training.state import State
-from training.trainer import FitConfig, Trainer, predict
+from training.tally import Tally
+from training.trainer import FitConfig, Trainer, tally
 from training.vocabulary import Seen
 
 
@@ -35,10 +41,16 @@ from training.vocabulary import Seen
 class Encoded:
     """Logs as networks take them: the ids that have a row, the encoder of those, and the splits."""
 
-    logs: Logs
+    logs: AnyLogs
     seen: Mapping[str, Seen]
     encoder: Encoder
-    sets: dict[str, Dataset]
+    sets: Mapping[str, Data]
+
+    def whole(self, split: str) -> Dataset:
+        """A split of logs that are in memory."""
+        found = self.sets[split]
+        assert isinstance(found, Dataset)
+        return found
 
 
 def fit(
@@ -49,17 +61,19 @@ def fit(
     given: Sequence[str],
     threads: int,
     update: Update,
+    skip: bool = False,
 ) -> tuple[dict[str, Any], bool] | None:
     """Train a run to its end and write it down; its metrics, progress and speed, and whether it was
     trained now: a finished run is left as it is.
 
-    Raises what reading, settings and training raise. A run that was killed goes on from its last
-    checkpoint when asked for with the same arguments, by any number of processes. Of several that
-    torchrun starts, the first one answers and tells how far they are; for the others it is None.
+    With ``skip`` row groups of the events that can't be read are left out. Raises what reading,
+    settings and training raise. A run that was killed goes on from its last checkpoint when asked
+    for with the same arguments, by any number of processes. Of several that torchrun starts, the
+    first one answers and tells how far they are; for the others it is None.
     """
     with cluster.join() as group:
         update = update if group.leader else quiet
-        return _fit(data, out, model, seed, given, threads, update, group)
+        return _fit(data, out, model, seed, given, threads, update, skip, group)
 
 
 def _fit(
@@ -70,12 +84,13 @@ def _fit(
     given: Sequence[str],
     threads: int,
     update: Update,
+    skip: bool,
     group: Group,
 ) -> tuple[dict[str, Any], bool] | None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     update("read", 0, 0, {})
-    logs = Logs.read(data)
+    logs = Chunks(data, skip)
     config, how = settings(logs.schema.name, model, given)
     hold(logs.schema, config, how)
     about = describe(data, digest(data), model, config, how, seed, threads)
@@ -83,13 +98,15 @@ def _fit(
 
     def look() -> None:
         if group.leader and run.found(about) and (results := run.results()):
-            checkpoint.remove(out)  # of a fit that was killed right after its end
+            run.clear()  # after a fit that was killed right after its end
             finished.append(results)
 
     group.agree(look)
     if group.sum(len(finished)):
         return (finished[0], False) if group.leader else None
-    results = train(run, encode(logs, data, update), about, update, group=group)
+    parts = (run.shards, how.shard, about) if group.size == 1 else None
+    encoded = encode(logs, data, update, parts=parts)
+    results = train(run, encoded, about, update, group=group)
     return (results, True) if group.leader else None
 
 
@@ -115,22 +132,28 @@ def describe(
 
 
 def encode(
-    logs: Logs,
+    logs: AnyLogs,
     data: Path,
     update: Update,
     *,
     start: State | None = None,
     forget_days: int | None = None,
+    parts: tuple[Path, int, Mapping[str, Any]] | None = None,
 ) -> Encoded:
     """The logs, read from the folder ``data``, encoded for any number of runs.
 
-    Ids that ``start`` knew have a row too; those not seen for ``forget_days`` have none. Raises
+    Ids that ``start`` knew have a row too; those not seen for ``forget_days`` have none. All is in
+    memory unless there may be ``parts``: a folder for shards, their size, what they are of. Raises
     `LogsError` when a split has no impressions.
     """
-    update("encode", 0, 0, {})
+    update("learn ids", 0, 0, {})
     seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days)
     encoder = learn_encoder(logs, seen)
-    sets = build(logs, encoder)
+    sets: Mapping[str, Data]
+    if parts is None:
+        sets = in_memory(logs, encoder, update)
+    else:
+        sets = in_parts(logs, encoder, *parts, update)
     for split, part in sets.items():
         _need(data, split, part)
     _need_both_labels(data, logs, sets["train"])
@@ -151,9 +174,9 @@ def train(
     impressions, measure it and write all down; the run's results.
 
     With the state of an earlier version it goes on from there: see `training.carry`. The test
-    impressions' logits are kept beside it if asked for. Of a ``group`` of several processes the
-    leader alone does all that comes after the last step, with whole tables; the others' results
-    are empty.
+    impressions' logits are kept beside it if asked for, of logs that are in memory. Of a ``group``
+    of several processes the leader alone does all that comes after the last step, with whole
+    tables; the others' results are empty.
     """
     group = group or Group()
     config, how = configure(about["model"], about["options"]), FitConfig.of(about["fit"])
@@ -181,16 +204,21 @@ def train(
     progress = trainer.fit(update)
     network.settle_unknown(trainer.counts)
     measured = {name: sets[name] for name in ("validation", "test")}
-    logits = _predict(network, measured, update)
-    calibration = calibrate.fit(logits["validation"], sets["validation"].label, how.negatives_kept)
-    figures = {
-        name: _measure(logs, part, logits[name], calibration) for name, part in measured.items()
-    }
+    kept: list[Array] = []
+
+    def see(part: Dataset, logits: Array) -> None:
+        if keep_logits and part is sets["test"]:
+            kept.append(logits)
+
+    tallies = _tally(network, measured, update, see)
+    calibration = tallies["validation"].calibrate(how.negatives_kept)
     results = {
-        "metrics": figures,
+        "metrics": {name: _measure(logs, each, calibration) for name, each in tallies.items()},
         "progress": asdict(progress),
         "samples_per_s": progress.impressions / progress.seconds if progress.seconds else 0.0,
     }
+    if isinstance(logs, Chunks) and logs.skipped:
+        results["unreadable"] = _unreadable(logs)
     state.write(
         run.state,
         schema_text=logs.schema_text,
@@ -200,13 +228,13 @@ def train(
         weights=network.state_dict(),
         moments=trainer.moments(),
     )
-    scores = sigmoid(calibration.apply(logits["validation"]))
-    spread = {task: histogram(scores[:, at]) for at, task in enumerate(logs.schema.tasks)}
+    histograms = tallies["validation"].histograms(calibration)
+    spread = dict(zip(logs.schema.tasks, histograms, strict=True))
     told = {HISTOGRAM: spread, "learnt_until": window.learnt_until(logs), **carried}
     if keep_logits:
-        run.keep_logits(logits["test"])
+        run.keep_logits(kept[0])
     run.finish(network, calibration, {**results, **told})
-    checkpoint.remove(run.folder)
+    run.clear()
     return results
 
 
@@ -223,9 +251,10 @@ def _go_on(trainer: Trainer, start: State | None, outline: Outline) -> dict[str,
 
 
 def evaluate(
-    folder: Path, data: Path | None, update: Update
-) -> tuple[dict[str, float], pl.DataFrame]:
-    """Metrics of a finished run on its test impressions, and one row for each of them.
+    folder: Path, data: Path | None, update: Update, *, skip: bool = False, rows: bool = True
+) -> tuple[dict[str, float], pl.DataFrame, dict[str, int]]:
+    """Metrics of a finished run on its test impressions, and with ``rows`` one row for each of them
+    (held in memory, however many); and how many events each row group has that was left out.
 
     Columns: user, item, and for each task label and probability (prefixed by the task's name
     when there are several).
@@ -236,22 +265,25 @@ def evaluate(
     torch.set_num_threads(about["threads"])
     data = data or Path(about["data"])
     update("read", 0, 0, {})
-    logs = Logs.read(data)
+    logs = Chunks(data, skip)
     if logs.schema.fingerprint != encoder.schema.fingerprint:
         raise RunError(f"{folder}: trained on another schema than that of {data}")
-    update("encode", 0, 0, {})
-    test = build(logs, encoder)["test"]
-    _need(data, "test", test)
-    logit = _predict(network, {"test": test}, update)["test"]
-    probability = sigmoid(calibration.apply(logit))
-    events = logs.events.sort("user_id", "ts", maintain_order=True)[test.event]
-    columns = {"user": events["user_id"], "item": events["item_id"]}
-    tasks = logs.schema.tasks
-    for at, task in enumerate(tasks):
-        prefix = f"{task}_" if len(tasks) > 1 else ""
-        columns[f"{prefix}label"] = events[task]
-        columns[f"{prefix}probability"] = pl.Series(probability[:, at])
-    return _measure(logs, test, logit, calibration), pl.DataFrame(columns)
+    shard = FitConfig.of(about["fit"]).shard
+    with tempfile.TemporaryDirectory(prefix=".shards-", dir=folder) as name:
+        test = in_parts(logs, encoder, Path(name), shard, {}, update)["test"]
+        _need(data, "test", test)
+        kept: list[tuple[Array, Array]] = []
+
+        def see(part: Dataset, logits: Array) -> None:
+            if rows:
+                kept.append((part.event, sigmoid(calibration.apply(logits))))
+
+        def told(done: int) -> None:
+            update("measure", done, len(test), {})
+
+        found = tally(network, test, told, see)
+    frame = _rows(logs, kept) if rows else pl.DataFrame()
+    return _measure(logs, found, calibration), frame, _unreadable(logs)
 
 
 def baseline(folder: Path, run: Path, data: Path | None) -> dict[str, float]:
@@ -269,45 +301,69 @@ def baseline(folder: Path, run: Path, data: Path | None) -> dict[str, float]:
     return found
 
 
-def _predict(
-    network: Network, parts: Mapping[str, Dataset], update: Update
-) -> dict[str, metrics.Array]:
-    """Logits of each part."""
-    done, total, found = 0, sum(map(len, parts.values())), {}
-    for name, part in parts.items():
+def _rows(logs: AnyLogs, parts: Sequence[tuple[Array, Array]]) -> pl.DataFrame:
+    """User, item, labels and probabilities by event, in the order of the logs."""
+    event, probability = (np.concatenate(each) for each in zip(*parts, strict=True))
+    order = np.argsort(event)
+    event, probability = event[order], probability[order]
+    tasks, frames, begin = logs.schema.tasks, [], 0
+    for chunk in logs.chunks(("user_id", "item_id", *tasks)):
+        first, last = np.searchsorted(event, (begin, begin + len(chunk)))
+        frames.append(chunk.events[event[first:last] - begin])
+        begin += len(chunk)
+    events = pl.concat(frames)
+    columns = {"user": events["user_id"], "item": events["item_id"]}
+    for at, task in enumerate(tasks):
+        prefix = f"{task}_" if len(tasks) > 1 else ""
+        columns[f"{prefix}label"] = events[task]
+        columns[f"{prefix}probability"] = pl.Series(probability[:, at])
+    return pl.DataFrame(columns)
+
+
+def _tally(
+    network: Network,
+    sets: Mapping[str, Data],
+    update: Update,
+    see: Callable[[Dataset, Array], None],
+) -> dict[str, Tally]:
+    """The tally of each; ``see`` is shown the logits of each part."""
+    done, total, found = 0, sum(map(len, sets.values())), {}
+    for name, data in sets.items():
 
         def told(n: int, before: int = done) -> None:
             update("measure", before + n, total, {})
 
-        found[name] = predict(network, part, told)
-        done += len(part)
+        found[name] = tally(network, data, told, see)
+        done += len(data)
     return found
 
 
-def _measure(
-    logs: Logs, data: Dataset, logit: metrics.Array, calibration: Calibration
-) -> dict[str, float]:
+def _measure(logs: AnyLogs, found: Tally, calibration: Calibration) -> dict[str, float]:
     """All metrics of the first task, then those of the others under task.metric."""
-    probability = sigmoid(calibration.apply(logit))
-    found: dict[str, float] = {}
-    for at, task in enumerate(logs.schema.tasks):
-        values = metrics.all_metrics(data.user, data.label[:, at], probability[:, at])
-        found |= {f"{task}.{name}" if at else name: value for name, value in values.items()}
-    return found
+    named: dict[str, float] = {}
+    for at, values in enumerate(found.measure(calibration)):
+        task = logs.schema.tasks[at]
+        named |= {f"{task}.{name}" if at else name: value for name, value in values.items()}
+    return named
 
 
-def _need(data: Path, split: str, part: Dataset) -> None:
+def _unreadable(logs: Chunks) -> dict[str, int]:
+    """The row groups that were left out, as JSON has them."""
+    return {str(group): rows for group, rows in logs.skipped.items()}
+
+
+def _need(data: Path, split: str, part: Data) -> None:
     if not len(part):
         expected = f"impressions with split {split}, found none"
         raise LogsError(str(data / "events.parquet"), "split", expected)
 
 
-def _need_both_labels(data: Path, logs: Logs, train: Dataset) -> None:
+def _need_both_labels(data: Path, logs: AnyLogs, train: Data) -> None:
     """Of one task at least: with one class there is nothing to learn."""
-    low, high = train.label.min(0), train.label.max(0)
-    if (low == high).all():
+    if all(count in (0, len(train)) for count in train.ones):
         tasks = logs.schema.tasks
-        seen = ", ".join(f"{task} {label:.0f}" for task, label in zip(tasks, low, strict=True))
+        labels = zip(tasks, train.ones, strict=True)
+        seen = ", ".join(f"{task} {int(count > 0)}" for task, count in labels)
         expected = f"both labels of some task among the train impressions, found only {seen}"
         raise LogsError(str(data / "events.parquet"), tasks[0], expected)
 

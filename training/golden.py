@@ -8,14 +8,15 @@ duplicates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from model.contract.schema import Field
-from training.logs import Logs
+from training.chunks import AnyLogs
+from training.merged import Merged
 
 CANDIDATES = 7
 SHARED_BY = 5  # users at least; a value that fewer have may tell who they are
@@ -24,12 +25,14 @@ STEP = 100_000  # at most, between two behaviours
 Values = Mapping[str, Sequence[str]]
 
 
-def golden_requests(logs: Logs, seed: int = 0) -> list[dict[str, Any]]:
+def golden_requests(logs: AnyLogs, seed: int = 0) -> list[dict[str, Any]]:
     """Raw requests in the form of `model.contract.bundle.Golden`."""
     schema, draw = logs.schema, np.random.default_rng(seed)
-    common = {field.name: _common(logs.users, field) for field in schema.user}
-    for field in (*schema.behaviour, *schema.context, *schema.ad):
-        common[field.name] = _common(logs.events, field)
+    common = _common([logs.users], schema.user)
+    fields = (*schema.behaviour, *schema.context, *schema.ad)
+    if fields:
+        columns = [field.name for field in fields]
+        common |= _common((chunk.events for chunk in logs.chunks(columns)), fields)
     item_ids = logs.items["item_id"].sort()
     requests: list[dict[str, Any]] = []
     longest = schema.history_length
@@ -60,17 +63,25 @@ def golden_requests(logs: Logs, seed: int = 0) -> list[dict[str, Any]]:
     return requests
 
 
-def _common(frame: pl.DataFrame, field: Field) -> list[str]:
-    """Ids of a field that many users share, the commonest first; numbers are not looked at."""
-    if field.kind == "number":
-        return []
-    held = frame.select("user_id", pl.col(field.name).alias("id"))
-    if field.kind == "tags":
-        held = held.explode("id", empty_as_null=True)
-    users = held.drop_nulls("id").group_by("id").agg(pl.col("user_id").n_unique().alias("users"))
-    users = users.filter(pl.col("users") >= SHARED_BY)
-    found: list[str] = users.sort("users", "id", descending=[True, False])["id"].to_list()
-    return found[:COMMONEST]
+def _common(frames: Iterable[pl.DataFrame], fields: Sequence[Field]) -> dict[str, list[str]]:
+    """Ids of each field that many users share, the commonest first; numbers are not looked at.
+
+    No user is in two of the frames.
+    """
+    users = {each.name: Merged(pl.col("users").sum()) for each in fields if each.kind != "number"}
+    for frame in frames:
+        for name, found in users.items():
+            held = frame.select("user_id", pl.col(name).alias("id"))
+            if held.schema["id"] == pl.List(pl.String):
+                held = held.explode("id", empty_as_null=True)
+            by_id = held.drop_nulls("id").group_by("id")
+            found.add(by_id.agg(pl.col("user_id").n_unique().alias("users")))
+    common: dict[str, list[str]] = {field.name: [] for field in fields}
+    for name, found in users.items():
+        shared = found.total().filter(pl.col("users") >= SHARED_BY)
+        shared = shared.sort("users", "id", descending=[True, False])
+        common[name] = shared["id"].head(COMMONEST).to_list()
+    return common
 
 
 def _drawn(fields: Sequence[Field], common: Values, draw: np.random.Generator) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,7 @@ import polars as pl
 from model.contract.schema import Field, Schema
 from terminal.progress import Update, quiet
 
+TABLES = ("events.parquet", "items.parquet", "users.parquet")
 SPLITS = ("train", "validation", "test")
 SEEN = {"seen_length": pl.Int64(), "seen_newest": pl.Int64()}  # both or neither
 LISTED = 20
@@ -157,25 +159,18 @@ class Logs:
         folder = Path(folder)
         path = folder / "schema.toml"
         schema = Schema.load(path)
-        events = _read(
-            folder / "events.parquet", event_columns(schema), tuple(optional_columns(schema))
+        events = read_table(
+            folder / "events.parquet", event_columns(schema), optional_columns(schema)
         )
-        items = _read(folder / "items.parquet", item_columns(schema))
-        users = _read(folder / "users.parquet", user_columns(schema))
+        items = read_table(folder / "items.parquet", item_columns(schema))
+        users = read_table(folder / "users.parquet", user_columns(schema))
         logs = cls(schema, events, items, users, path.read_bytes().decode())
         logs.check(folder)
         return logs
 
     def write(self, folder: str | Path, update: Update = quiet) -> None:
-        """Write the four files whole or not at all.
-
-        New files are complete before any old one is touched. schema.toml is taken away first and
-        put back last, so a folder that has it is complete whatever happened in between.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".logs-", dir=folder) as name:
-            fresh = Path(name)
+        """Write the four files whole or not at all (`replacing`)."""
+        with replacing(Path(folder)) as fresh:
             done, total = 0, sum(frame.height for frame in self._tables().values())
             update("write rows", done, total, {})
             for table, frame in self._tables().items():
@@ -183,12 +178,14 @@ class Logs:
                 done += frame.height
                 update("write rows", done, total, {})
             (fresh / "schema.toml").write_bytes(self.schema_text.encode())
-            for file in fresh.iterdir():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            (folder / "schema.toml").unlink(missing_ok=True)
-            for table in (*self._tables(), "schema.toml"):
-                os.replace(fresh / table, folder / table)
+
+    def __len__(self) -> int:
+        """How many events there are."""
+        return self.events.height
+
+    def chunks(self, columns: Collection[str] | None = None) -> Iterator[Logs]:
+        """All events in one piece: what is in memory already (see `training.chunks`)."""
+        yield self
 
     def check(self, folder: Path | None = None) -> None:
         """Hold the tables to the canonical form; ``folder`` only names them. Raises `LogsError`."""
@@ -198,33 +195,63 @@ class Logs:
             if file == "events.parquet":
                 optional = optional_columns(self.schema).items()
                 extra = {name: kind for name, kind in optional if name in frame.columns}
-                _check_types(where, frame, {**columns, **extra})
-                _check_events(where, frame, self.schema)
+                check_types(where, frame, {**columns, **extra})
+                check_events(where, frame, self.schema)
             else:
-                _check_types(where, frame, columns)
+                check_types(where, frame, columns)
                 key = "item_id" if file == "items.parquet" else "user_id"
                 _hold(where, frame)(key, ~_is_id(key), "ids that are not empty")
                 _hold(where, frame)(key, pl.col(key).is_duplicated(), "each id once")
 
     def _tables(self) -> dict[str, pl.DataFrame]:
-        return {
-            "events.parquet": self.events,
-            "items.parquet": self.items,
-            "users.parquet": self.users,
-        }
+        return dict(zip(TABLES, (self.events, self.items, self.users), strict=True))
 
 
-def _read(path: Path, columns: dict[str, pl.DataType], extra: tuple[str, ...] = ()) -> pl.DataFrame:
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder for new files, which take the places of those in ``folder`` at the end.
+
+    New files are complete before any old one is touched. schema.toml is taken away first and
+    put back last, so a folder that has it is complete whatever happened in between.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".logs-", dir=folder) as name:
+        fresh = Path(name)
+        yield fresh
+        for file in fresh.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        (folder / "schema.toml").unlink(missing_ok=True)
+        for table in (*TABLES, "schema.toml"):
+            os.replace(fresh / table, folder / table)
+
+
+def read_table(
+    path: Path, columns: dict[str, pl.DataType], extra: Mapping[str, pl.DataType] | None = None
+) -> pl.DataFrame:
+    """A Parquet file's columns, and those ``extra`` ones that it has. Raises `LogsError`."""
+    names = read_names(path, columns, extra)
     try:
-        found = pl.read_parquet_schema(path)
-        _check_types(str(path), pl.DataFrame(schema=found), columns)
-        names = [*columns, *(name for name in extra if name in found)]
         return pl.read_parquet(path, columns=names).select(names)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise LogsError(str(path), "file", f"a readable Parquet file ({error})") from None
 
 
-def _check_types(file: str, frame: pl.DataFrame, columns: dict[str, pl.DataType]) -> None:
+def read_names(
+    path: Path, columns: dict[str, pl.DataType], extra: Mapping[str, pl.DataType] | None = None
+) -> list[str]:
+    """The names of a Parquet file's columns that `read_table` reads. Raises `LogsError`."""
+    try:
+        found = pl.read_parquet_schema(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise LogsError(str(path), "file", f"a readable Parquet file ({error})") from None
+    columns = columns | {name: kind for name, kind in (extra or {}).items() if name in found}
+    check_types(str(path), pl.DataFrame(schema=found), columns)
+    return list(columns)
+
+
+def check_types(file: str, frame: pl.DataFrame, columns: dict[str, pl.DataType]) -> None:
+    """Hold a table to the names and types of its columns. Raises `LogsError`."""
     for name, kind in columns.items():
         if name not in frame.columns:
             raise LogsError(file, name, f"a column of type {kind}, found none")
@@ -246,7 +273,8 @@ def _hold(file: str, frame: pl.DataFrame) -> Callable[[str, pl.Expr, str], None]
     return hold
 
 
-def _check_events(file: str, frame: pl.DataFrame, schema: Schema) -> None:
+def check_events(file: str, frame: pl.DataFrame, schema: Schema) -> None:
+    """Hold events to the canonical form. Raises `LogsError`."""
     hold = _hold(file, frame)
     for name in ("user_id", "item_id"):
         hold(name, ~_is_id(name), "ids that are not empty")
@@ -261,7 +289,7 @@ def _check_events(file: str, frame: pl.DataFrame, schema: Schema) -> None:
         if name in frame.columns and kind == pl.Float64:
             hold(name, ~pl.col(name).is_between(0, 1), "numbers from 0 to 1")
     if SEEN.keys() & set(frame.columns):
-        _check_types(file, frame, dict(SEEN))
+        check_types(file, frame, dict(SEEN))
         length, newest = pl.col("seen_length"), pl.col("seen_newest")
         hold("seen_length", length < 0, "numbers from 0")
         hold("seen_length", length.is_not_null() & pl.col("split").is_null(), "impressions only")

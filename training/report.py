@@ -46,6 +46,16 @@ def noted(console: Console, logs: Logs) -> None:
         console.print(f"note: {line}", soft_wrap=True)
 
 
+def unreadable(console: Console, groups: Mapping[str, int]) -> None:
+    """Which row groups could not be read, and how many events they have."""
+    if groups:
+        console.print(
+            f"left out: {sum(groups.values()):,} events in row groups that can't be read "
+            f"({', '.join(groups)})",
+            soft_wrap=True,
+        )
+
+
 def joined(console: Console, tally: Tally) -> None:
     """What became of the impressions and outcomes."""
     table = Table("impressions", "count", title="joined", title_justify="left")

@@ -8,6 +8,7 @@
     test.npy             the logits of the test impressions, where they were to be kept
     state/               what a later training goes on from (`training.state`)
     checkpoint-<step>/   while it trains
+shards/              while it trains on logs that are not held in memory (`training.encoded`)
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from model.contract.ids import Vocabulary
 from model.contract.schema import Schema
 from model.network import Network
 from model.zoo import configure
+from training import checkpoint
 from training.calibrate import Calibration
 
-RESULTS = ("metrics", "progress", "samples_per_s")
+RESULTS = ("metrics", "progress", "samples_per_s", "unreadable")
 
 
 class RunError(ValueError):
@@ -79,7 +81,9 @@ class Run:
     def results(self) -> dict[str, Any] | None:
         """What was measured; None while training has not ended. Raises `RunError`."""
         about = self.about()
-        return {key: about[key] for key in RESULTS} if "calibration" in about else None
+        if "calibration" not in about:
+            return None
+        return {key: about[key] for key in RESULTS if key in about}
 
     def finish(
         self, network: Network, calibration: Calibration, results: Mapping[str, Any]
@@ -144,6 +148,16 @@ class Run:
     @property
     def state(self) -> Path:
         return self.folder / "state"
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
+
+    def clear(self) -> None:
+        """Drop what only a training that goes on needs."""
+        checkpoint.remove(self.folder)
+        if self.shards.exists():
+            shutil.rmtree(self.shards)
 
     def calibration(self) -> Calibration:
         found = self.about()["calibration"]

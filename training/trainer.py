@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from model.network import Network
 from model.regularisation import mini_batch_aware
 from model.tensors import Tensors
-from training import checkpoint, metrics
-from training.calibrate import sigmoid
+from training import checkpoint
+from training.calibrate import Calibration
 from training.dataset import Dataset
+from training.encoded import Data
 from training.group import Group, Span
+from training.tally import Tally
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 EVALUATION_SIZE = 512  # 4096 takes 2.5 times as long on MovieLens-1M: pairs no longer fit the cache
@@ -42,6 +44,7 @@ class TrainingError(RuntimeError):
 class FitConfig:
     """How to train. Sizes count impressions, epochs may be parts of one; rates are Adam's.
 
+    Logs of more events than ``shard`` are trained on shard by shard: see `training.encoded`.
     ``task_weights`` is what each task's loss counts, in the schema's order; only their ratios
     matter, and when empty all count alike.
     """
@@ -57,6 +60,7 @@ class FitConfig:
     evaluations: int = 4
     patience: int = 4
     negatives_kept: float = 1.0
+    shard: int = 4_000_000
     task_weights: tuple[float, ...] = ()
 
     @classmethod
@@ -72,6 +76,7 @@ class FitConfig:
 class Progress:
     """Where training stands; what a checkpoint keeps beside tensors.
 
+    ``waited`` are those of the ``seconds`` in which no step was made since its batch was not there.
     ``losses`` are [step, mean training loss of the steps since the last of them].
     Without both labels in validation ``best_gauc`` is what stands in for it: less the log loss.
     """
@@ -82,6 +87,7 @@ class Progress:
     evaluations: list[dict[str, float]] | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
+    waited: float = 0.0
     impressions: int = 0
     done: bool = False
 
@@ -95,7 +101,7 @@ class Trainer:
     def __init__(
         self,
         network: Network,
-        data: dict[str, Dataset],
+        data: Mapping[str, Data],
         config: FitConfig,
         seed: int,
         run: Path,
@@ -129,7 +135,9 @@ class Trainer:
                 self.counts[name] = self.counts[name][span.first : span.last]
         self.best: dict[str, Tensor] = {}
         self.progress = Progress(evaluations=[])
-        self.steps_per_epoch = len(data["train"].plan(config.size, config.block, 0))
+        # As many batches as `Dataset.plan` makes of each part.
+        self.steps_of_part = [ceil(length / config.size) for length in data["train"].lengths]
+        self.steps_per_epoch = sum(self.steps_of_part)
         self.steps = max(1, round(self.steps_per_epoch * config.epochs))
 
     def fit(self, report: Report) -> Progress:
@@ -147,6 +155,7 @@ class Trainer:
         for batch, label, size in self._batches():
             if at.done:
                 break
+            at.waited += time.perf_counter() - begin
             loss = self._step(batch, label, size)
             recent.append(loss)
             at.seconds += time.perf_counter() - begin
@@ -154,7 +163,7 @@ class Trainer:
                 "train",
                 at.impressions,
                 round(len(self.data["train"]) * self.config.epochs),
-                {"loss": loss},
+                {"loss": loss, "waited": at.waited / at.seconds},
             )
             evaluated = at.step % every == 0 or at.step == self.steps
             if evaluated or at.step % stretch == 0:  # a checkpoint then holds all losses so far
@@ -193,13 +202,26 @@ class Trainer:
     def _batches(self) -> Iterator[tuple[Tensors, Tensor, int]]:
         """What is left of the epochs: this process's share of each batch, and how many impressions
         the batch has in all; each epoch's order follows from the seed alone."""
-        train = self.data["train"]
+        train, of_part = self.data["train"], np.asarray(self.steps_of_part)
         for epoch in range(self.progress.step // self.steps_per_epoch, ceil(self.config.epochs)):
-            plan = train.plan(self.config.size, self.config.block, (self.seed, epoch))
-            before = epoch * self.steps_per_epoch
-            for begin, end in plan[self.progress.step - before : self.steps - before]:
-                batch, at = train.batch(*self.group.share(begin, end))
-                yield Tensors.of(batch), torch.from_numpy(train.label[at]), int((end - begin).sum())
+            first = self.progress.step - epoch * self.steps_per_epoch
+            last = self.steps - epoch * self.steps_per_epoch
+            seed = (self.seed, epoch)
+            order = np.arange(len(of_part))
+            if len(order) > 1:
+                np.random.default_rng(seed).shuffle(order)
+            end = np.cumsum(of_part[order])
+            begin = end - of_part[order]
+            here = (end > first) & (begin < last) & (end > begin)
+            order, begin = order[here], begin[here]
+            parts = train.parts(order.tolist())
+            for number, before, part in zip(order, begin, parts, strict=True):
+                of = (*seed, int(number)) if len(of_part) > 1 else seed
+                plan = part.plan(self.config.size, self.config.block, of)
+                for blocks in plan[max(first - before, 0) : last - before]:
+                    size = int((blocks[1] - blocks[0]).sum())
+                    batch, at = part.batch(*self.group.share(*blocks))
+                    yield Tensors.of(batch), torch.from_numpy(part.label[at]), size
 
     def _step(self, batch: Tensors, label: Tensor, size: int) -> float:
         at, network = self.progress, self.network
@@ -245,15 +267,15 @@ class Trainer:
 
     def _evaluate(self, report: Report) -> None:
         at, data = self.progress, self.data["validation"]
-        logit = predict(
-            self.network, data, lambda n: report("validate", n, len(data), {}), self.group
+        found = tally(
+            self.network,
+            data,
+            lambda n: report("validate", n, len(data), {}),
+            group=self.group,
         )
-        if not np.isfinite(logit).all():
+        if not found.finite:
             raise TrainingError(f"step {at.step}: a logit is not finite; last checkpoint kept")
-        per_task = [
-            metrics.all_metrics(data.user, data.label[:, task], sigmoid(logit[:, task]))
-            for task in range(logit.shape[1])
-        ]
+        per_task = found.measure(Calibration.identity(found.tasks))
         # Where no user has both labels the AUC of all has to do; with one label the log loss.
         scores = [each.get("gauc", each.get("auc", -each["log_loss"])) for each in per_task]
         gauc = float(np.mean(scores))
@@ -332,3 +354,26 @@ def predict(
             done += int((end - begin).sum())
             report(done)
     return group.merge(logits)
+
+
+def tally(
+    network: nn.Module,
+    data: Data,
+    report: Callable[[int], None] = lambda done: None,
+    see: Callable[[Dataset, npt.NDArray[np.float32]], None] = lambda part, logits: None,
+    group: Group | None = None,
+) -> Tally:
+    """What metrics need to know of every impression of a dataset, by uncalibrated logits, which
+    ``see`` is shown part by part."""
+    found, done = Tally(len(data.schema.tasks)), 0
+    numbers = [number for number, length in enumerate(data.lengths) if length]
+    for part in data.parts(numbers):
+
+        def told(n: int, before: int = done) -> None:
+            report(before + n)
+
+        logits = predict(network, part, told, group)
+        found.add(part.user, part.label, logits)
+        see(part, logits)
+        done += len(part)
+    return found

@@ -14,7 +14,8 @@ import polars as pl
 
 from model.contract.ids import Keys, keys
 from model.contract.schema import GROUPS, Field, Group, Schema
-from training.logs import Logs
+from training.chunks import AnyLogs
+from training.merged import Merged
 
 PER_DAY = {"s": 86_400, "ms": 86_400_000}
 
@@ -29,7 +30,7 @@ class Seen:
 
 
 def learn(
-    logs: Logs, before: Mapping[str, Seen] | None = None, forget_days: int | None = None
+    logs: AnyLogs, before: Mapping[str, Seen] | None = None, forget_days: int | None = None
 ) -> dict[str, Seen]:
     """The ids of each table that learns any, by the table's name.
 
@@ -39,42 +40,60 @@ def learn(
     Raises ValueError when two ids share a key (about n^2 / 2^65 likely).
     """
     schema, before = logs.schema, before or {}
+    learnt = {name: first for name, first in schema.tables.items() if _learns(first)}
+    fields = {name: _fields(schema, name) for name in learnt}
+    columns = {_column(*each) for of_table in fields.values() for each in of_table}
+    counts = {name: Merged(pl.col("count").sum(), pl.col("day").max()) for name in columns}
     shown, behaviour = pl.col("split"), pl.col("behaviour")
-    events = logs.events.filter((shown == "train") | (shown.is_null() & behaviour))
-    events = events.with_columns((pl.col("ts") // PER_DAY[schema.ts_unit]).alias("day"))
+    newest: int | None = None
+    for chunk in logs.chunks():
+        events = chunk.events.filter((shown == "train") | (shown.is_null() & behaviour))
+        events = events.with_columns((pl.col("ts") // PER_DAY[schema.ts_unit]).alias("day"))
+        if len(events):
+            last = int(events["day"].to_numpy().max())
+            newest = last if newest is None else max(newest, last)
+        for name in columns:
+            once = pl.lit(1, pl.Int64).alias("count")
+            counts[name].add(_by_id(events.select(pl.col(name).alias("id"), once, "day")))
     found = {}
-    for name, first in schema.tables.items():
-        if first.kind == "number" or first.buckets:
-            continue
-        parts = [_counted(logs, events, group, field) for group, field in _fields(schema, name)]
-        counts = pl.concat(parts).group_by("id").agg(pl.col("count").sum(), pl.col("day").max())
+    for name, first in learnt.items():
+        parts = [_counted(logs, counts[_column(*each)].total(), *each) for each in fields[name]]
+        ids = pl.concat(parts).group_by("id").agg(pl.col("count").sum(), pl.col("day").max())
         known = before.get(name, Seen(np.zeros(0, np.uint64), np.zeros(0, np.int64)))
-        seen = _joined(counts, known, first.min_count)
-        if forget_days is not None and len(events):
-            recent = seen.day >= events["day"].to_numpy().max() - forget_days
+        seen = _joined(ids, known, first.min_count)
+        if forget_days is not None and newest is not None:
+            recent = seen.day >= newest - forget_days
             seen = Seen(seen.keys[recent], seen.day[recent])
         found[name] = seen
     return found
+
+
+def _learns(field: Field) -> bool:
+    return not (field.kind == "number" or field.buckets)
 
 
 def _fields(schema: Schema, table: str) -> list[tuple[Group, Field]]:
     return [(g, f) for g in GROUPS for f in schema.group(g) if f.table == table]
 
 
-def _counted(logs: Logs, events: pl.DataFrame, group: Group, field: Field) -> pl.DataFrame:
-    """In how many events each id of a field is, and the last day: columns id, count, day."""
-    owner = {"item": (logs.items, "item_id"), "user": (logs.users, "user_id")}.get(group)
+def _column(group: Group, field: Field) -> str:
+    """The column of the events that says how often a field's ids occur."""
+    return {"item": "item_id", "user": "user_id"}.get(group, field.name)
 
-    if owner is None or field.name == "item_id":
-        once = pl.lit(1, pl.Int64).alias("count")
-        ids = events.select(pl.col(field.name).alias("id"), once, "day")
-    else:
-        frame, key = owner
-        times = events.group_by(key).agg(
-            pl.len().cast(pl.Int64).alias("count"), pl.col("day").max()
-        )
-        ids = frame.join(times, on=key).select(pl.col(field.name).alias("id"), "count", "day")
-    if field.kind == "tags":
+
+def _counted(logs: AnyLogs, counts: pl.DataFrame, group: Group, field: Field) -> pl.DataFrame:
+    """In how many events each id of a field is, and the last day: columns id, count, day."""
+    key = _column(group, field)
+    if key == field.name:
+        return counts
+    frame = logs.items if group == "item" else logs.users
+    times = counts.rename({"id": key})
+    return _by_id(frame.join(times, on=key).select(pl.col(field.name).alias("id"), "count", "day"))
+
+
+def _by_id(ids: pl.DataFrame) -> pl.DataFrame:
+    """Each id once, those of a row's tags one by one."""
+    if ids.schema["id"] == pl.List(pl.String):
         ids = ids.explode("id", empty_as_null=True)
     return ids.drop_nulls("id").group_by("id").agg(pl.col("count").sum(), pl.col("day").max())
 

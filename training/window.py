@@ -15,6 +15,7 @@ from datetime import date, timedelta
 import polars as pl
 
 from model.contract.schema import Schema
+from training.chunks import AnyLogs
 from training.logs import Logs
 from training.vocabulary import PER_DAY
 
@@ -81,10 +82,13 @@ def hold_out(logs: Logs, since: int) -> Logs:
     return replace(logs, events=logs.events.with_columns(split))
 
 
-def learnt_until(logs: Logs) -> int:
+def learnt_until(logs: AnyLogs) -> int:
     """The first ms since 1970 that is behind all impressions that train and validate."""
-    learnt = logs.events.filter(pl.col("split").is_in(["train", "validation"]))["ts"]
-    return (max(learnt.sort().tail(1), default=-1) + 1) * _ms(logs.schema)
+    last: list[int] = []
+    for chunk in logs.chunks(("ts", "split")):
+        learnt = chunk.events.filter(pl.col("split").is_in(["train", "validation"]))["ts"]
+        last.extend(learnt.sort().tail(1))
+    return (max(last, default=-1) + 1) * _ms(logs.schema)
 
 
 def from_ms(ms: int, schema: Schema) -> int:

@@ -28,8 +28,8 @@ the more likely the closer the two are and the stronger the interest is:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from training.logs import Logs
 SCHEMAS = Path(__file__).with_name("schemas")
 PAGE = 10
 WINDOW = 50
+CHUNK = 10_000  # users
 EXAMINATION = 0.95
 STAY = 0.9
 ACTIVE, OWN = 0.25, 0.15
@@ -83,13 +84,45 @@ class World:
         ``conversion.probability`` that of a click with a conversion. Raises `ValueError` when there
         is no page for each split.
         """
-        pages = -(-impressions_per_user // PAGE)
-        if pages < 3:
-            raise ValueError("expected more than 20 impressions per user, a page for each split")
+        pages = _pages(impressions_per_user)
         generator = np.random.default_rng(self.seed)
         shelf = Shelf.stock(self, generator)
+        ids = np.arange(self.users).astype(str)
+        return self._draw(ids, pages, shelf, generator, None, update)
+
+    def chunks(self, impressions_per_user: int = 200, size: int = CHUNK) -> Iterator[Logs]:
+        """Logs in chunks of ``size`` users, sorted by user_id across chunks too.
+
+        A world of no more is one chunk, its `logs`. In a larger one users are drawn chunk by chunk,
+        each by a seed of its own, over the same items.
+        """
+        if self.users <= size:
+            yield self.logs(impressions_per_user)
+            return
+        pages = _pages(impressions_per_user)
+        shelf = Shelf.stock(self, np.random.default_rng(self.seed))
+        ids = np.sort(np.arange(self.users).astype(str))
+        for number, begin in enumerate(range(0, self.users, size)):
+            some = ids[begin : begin + size]
+            generator = np.random.default_rng((self.seed, number))
+            yield replace(self, users=len(some))._draw(some, pages, shelf, generator, number, quiet)
+
+    def events(self, impressions_per_user: int = 200) -> int:
+        """How many events its logs have."""
+        return self.users * (self.seed_clicks + _pages(impressions_per_user) * PAGE)
+
+    def _draw(
+        self,
+        ids: NDArray[np.str_],
+        pages: int,
+        shelf: Shelf,
+        generator: np.random.Generator,
+        number: int | None,
+        update: Update,
+    ) -> Logs:
+        """The logs of the users called ``ids`` [users]: a chunk, by its number, or all of them."""
         taste = Taste.of(self, generator)
-        purse = Purse.fill(self) if self.conversions else None
+        purse = Purse.fill(self, number) if self.conversions else None
         clicked = np.full((self.users, WINDOW), -1, np.int64)  # categories, latest last
         weight = self.decay ** np.arange(WINDOW - 1, -1, -1.0)
         examined = EXAMINATION ** np.arange(PAGE)
@@ -124,14 +157,24 @@ class World:
             parts.append(_events(ts, item, outcome))
         update("draw events", drawn, total, {})
         update("arrange", 0, 0, {})
-        events = pl.concat(parts, how="diagonal").with_columns(_split(self.seed_clicks, pages))
+        names = pl.DataFrame({"user_id": np.arange(self.users).astype(str), "#id": ids})
+        events = pl.concat(parts, how="diagonal").join(names, on="user_id", maintain_order="left")
+        split = _split(self.seed_clicks, pages)
+        events = events.with_columns(pl.col("#id").alias("user_id"), split).drop("#id")
         items = pl.DataFrame({"item_id": np.arange(self.items), "category": shelf.category})
-        users = pl.DataFrame({"user_id": np.arange(self.users)})
+        users = pl.DataFrame({"user_id": ids})
         if purse is not None:
             items = items.with_columns(pl.Series("price", purse.price))
             users = users.with_columns(pl.Series("budget", purse.budget))
         schema = SCHEMAS / f"synthetic{'-conversions' if self.conversions else ''}.toml"
         return Logs.build(schema, events, items.cast(pl.String), users.cast(pl.String))
+
+
+def _pages(impressions_per_user: int) -> int:
+    pages = -(-impressions_per_user // PAGE)
+    if pages < 3:
+        raise ValueError("expected more than 20 impressions per user, a page for each split")
+    return pages
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,9 +232,13 @@ class Purse:
     generator: np.random.Generator
 
     @classmethod
-    def fill(cls, world: World) -> Purse:
+    def fill(cls, world: World, number: int | None) -> Purse:
+        """Of all users, or those of a chunk by its number; prices are the same."""
         generator = np.random.default_rng((world.seed, 1))
-        price, budget = (generator.integers(LEVELS, size=n) for n in (world.items, world.users))
+        price = generator.integers(LEVELS, size=world.items)
+        if number is not None:
+            generator = np.random.default_rng((world.seed, 1, number))
+        budget = generator.integers(LEVELS, size=world.users)
         return cls(price, budget, generator)
 
     def chance(self, item: Ints, drawn_to: Floats) -> Floats:

@@ -21,8 +21,10 @@ from rich.console import Console
 import training.__main__
 from model.contract.repository import Repository
 from tests.support import ROOT
+from tests.training.test_chunks import in_row_groups, spoil
 from training import export, metrics, state
 from training.__main__ import main
+from training.logs import Logs
 
 ONE = ("--threads", "1")
 QUICK = ("--set", "dim=4", "--set", "head=[8]", "--set", "size=64", "--set", "evaluations=2")
@@ -114,6 +116,65 @@ def test_predictions_are_one_row_per_test_impression(
             assert written[prefix + name] == pytest.approx(value, abs=1e-6)
             if name != "impressions":
                 assert f"{value:.4f}" in printed
+
+
+def test_a_large_world_is_written_chunk_by_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What prepare says and writes is of the same form."""
+    monkeypatch.setattr("training.world.CHUNK", 10)
+    assert command("prepare", "--source", "synthetic", "--users", 12, "--out", tmp_path) == 0
+    said = "2,640 events of 12 users and 1,000 items; impressions: 240 validation, 1,920 train"
+    assert said in capsys.readouterr().err
+    assert len(Logs.read(tmp_path)) == 2640
+
+
+def test_logs_larger_than_a_shard_are_trained_shard_by_shard(
+    shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run ends like any other, without its shards, and is evaluated alike, row by row too."""
+    data, run = shop_run / "data", tmp_path / "run"
+    sharded = ("--set", "attention=[6]", "--set", "shard=300")
+    assert command("fit", "--data", data, "--out", run, *ONE, *QUICK, *sharded) == 0
+    assert re.search(r"waiting for data \d+\.\d\d% of the time", capsys.readouterr().err)
+    assert not (run / "shards").exists()
+    written, whole = about(run), about(shop_run / "run")
+    assert written["progress"]["impressions"] == whole["progress"]["impressions"]
+    assert written["learnt_until"] == whole["learnt_until"]
+    for split, values in written["metrics"].items():
+        assert values["impressions"] == whole["metrics"][split]["impressions"]
+    rows = {}
+    for name, folder in (("sharded", run), ("whole", shop_run / "run")):
+        path = tmp_path / f"{name}.parquet"
+        assert command("evaluate", "--run", folder, "--predictions", path) == 0
+        rows[name] = pl.read_parquet(path)
+    names = ["user", "item", "click_label", "buy_label"]
+    assert rows["sharded"].select(names).equals(rows["whole"].select(names))
+    label, probability = (rows["sharded"][f"click_{n}"] for n in ("label", "probability"))
+    loss = metrics.log_loss(label.to_numpy(), probability.to_numpy())
+    assert written["metrics"]["test"]["log_loss"] == pytest.approx(loss, abs=1e-6)
+    assert [path.name for path in run.iterdir() if path.name.startswith(".shards")] == []
+
+
+def test_a_row_group_that_cannot_be_read_stops_or_is_left_out(
+    shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default the job ends with its name; asked to it goes on, and says what it left out."""
+    data = tmp_path / "data"
+    spoil(in_row_groups(Logs.read(shop_run / "data"), data), 3)
+    fit = ("fit", "--data", data, "--out", tmp_path / "run", *ONE, *QUICK, "--set", "attention=[6]")
+    assert command(*fit) == 1
+    said = capsys.readouterr().err
+    assert f"{data / 'events.parquet'}: row group 3: expected readable rows" in said
+    assert not (tmp_path / "run").exists()
+    assert command(*fit, "--unreadable", "skip") == 0
+    left_out = "left out: 100 events in row groups that can't be read (3)"
+    assert left_out in capsys.readouterr().err
+    assert command("evaluate", "--run", tmp_path / "run") == 1
+    assert command("evaluate", "--run", tmp_path / "run", "--unreadable", "skip") == 0
+    assert left_out in capsys.readouterr().err
+    assert about(tmp_path / "run")["unreadable"] == {"3": 100}
+    assert command(*fit, "--unreadable", "perhaps") == 2
 
 
 def test_a_run_becomes_a_version_that_a_service_may_serve(

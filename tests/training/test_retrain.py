@@ -33,7 +33,10 @@ from training.logs import Logs
 from training.retrain import ErasedError, Order, OrderError, Outcome
 from training.source import Loop, Prepared
 
-SMALL = ("dim=4", "head=[8]", "attention=[6]", "size=256", "epochs=1", "evaluations=2")
+SMALL = (
+    "dim=4", "head=[8]", "attention=[6]", "size=256", "epochs=2", "evaluations=1", "rate=0.01",
+    "embedding_rate=0.02",
+)  # fmt: skip
 # Some 600 impressions decide here; the defaults are for thousands.
 EASY = Rules(
     impressions=100, positives=20, ranking=0.2, log_loss=0.5, calibration_low=0.5, drop=0.4,

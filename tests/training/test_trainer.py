@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +19,10 @@ from model.tensors import Tensors
 from model.zoo import configure
 from tests.kill import end, start
 from training import checkpoint, metrics
+from training.calibrate import Calibration
 from training.dataset import Dataset, build, learn_encoder
-from training.trainer import FitConfig, Progress, Trainer, TrainingError, predict
+from training.encoded import Data, in_parts
+from training.trainer import FitConfig, Progress, Trainer, TrainingError, predict, tally
 from training.world import World
 
 # 15 steps an epoch, an evaluation at each fifth one.
@@ -36,8 +38,16 @@ def sets() -> dict[str, Dataset]:
     return build(logs, learn_encoder(logs))
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Data]:
+    """The same impressions in four shards."""
+    world = World(users=35, items=60, categories=8, interests=2, seed_clicks=6, seed=1)
+    logs = world.logs(60)
+    return in_parts(logs, learn_encoder(logs), tmp_path_factory.mktemp("shards"), 600, {})
+
+
 def trainer(
-    sets: dict[str, Dataset],
+    sets: Mapping[str, Data],
     run: Path,
     seed: int = 0,
     config: FitConfig = CONFIG,
@@ -125,6 +135,72 @@ def test_losses_are_thinned_to_means(
         assert loss == pytest.approx(np.mean(seen[before:step]), abs=1e-6)
     validation = (progress.evaluations or [])[-1]
     assert validation["loss"] == validation["log_loss"]  # of one task
+
+
+def test_an_epoch_of_shards_has_each_impression_once(
+    sets: dict[str, Dataset], shards: Mapping[str, Data], tmp_path: Path
+) -> None:
+    """Shard after shard, in another order in each epoch; as many steps as batches."""
+    made = trainer(shards, tmp_path)
+    assert len(shards["train"].lengths) == 4
+    epochs: list[list[tuple[int, ...]]] = [[], []]
+    for batch, label, _ in made._batches():
+        epochs[made.progress.step // made.steps_per_epoch].append(
+            tuple(sorted(batch.item[:, 0].tolist()))
+        )
+        assert len(label) == len(batch.item) <= 100
+        made.progress.step += 1
+    assert made.progress.step == made.steps == 2 * made.steps_per_epoch
+    items = np.sort(sets["train"].item[:, 0]).tolist()
+    for epoch in epochs:
+        assert sorted(item for batch in epoch for item in batch) == items
+    assert epochs[0] != epochs[1]
+
+
+def test_a_training_on_shards_goes_on_to_the_same_weights(
+    shards: Mapping[str, Data], tmp_path: Path
+) -> None:
+    """Stopped in the middle of a shard, at the end of an epoch, and in the next one."""
+    config = replace(CONFIG, size=40)
+    expected, whole = trained(trainer(shards, tmp_path / "whole", config=config))
+    run = tmp_path / "stopped"
+    for stop in (14, 37, 55):
+        made = trainer(shards, run, config=config)
+
+        def report(stage: str, *_: Any, made: Trainer = made, stop: int = stop) -> None:
+            if stage == "train" and made.progress.step == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            made.fit(report)
+    resumed, progress = trained(trainer(shards, run, config=config))
+    assert resumed == expected
+    assert progress.evaluations == whole.evaluations
+    assert progress.impressions == 2 * len(shards["train"])
+
+
+def test_shards_are_evaluated_as_one(
+    sets: dict[str, Dataset], shards: Mapping[str, Data], tmp_path: Path
+) -> None:
+    """The metrics are those of the same impressions in memory, to rounding."""
+    network = trainer(sets, tmp_path).network
+    by = Calibration.identity(1)
+    [one], [two] = (tally(network, data["validation"]).measure(by) for data in (sets, shards))
+    assert one == pytest.approx(two, abs=1e-6)
+
+
+def test_waiting_for_data_is_told(sets: dict[str, Dataset], tmp_path: Path) -> None:
+    """It is part of the seconds, and its share is told at each step."""
+    shares: list[float] = []
+
+    def report(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if stage == "train":
+            shares.append(figures["waited"])
+
+    progress = trainer(sets, tmp_path, config=replace(CONFIG, epochs=0.4)).fit(report)
+    assert 0 < progress.waited < progress.seconds
+    assert all(0 < share < 1 for share in shares)
+    assert shares[-1] == pytest.approx(progress.waited / progress.seconds)
 
 
 def test_a_run_killed_after_its_last_step_is_done(sets: dict[str, Dataset], tmp_path: Path) -> None:

@@ -194,3 +194,29 @@ def test_the_probabilities_of_all_tasks_are_kept_and_held_to_be_some(
     wrong = buyers.events.with_columns(pl.col("conversion.probability") + 1)
     with pytest.raises(LogsError, match=r"conversion.probability: expected numbers from 0 to 1"):
         dataclasses.replace(buyers, events=wrong).check()
+
+
+def test_a_small_world_is_one_chunk(world: World, logs: Logs) -> None:
+    """The logs that it has always had."""
+    [chunk] = world.chunks(impressions_per_user=200)
+    assert chunk.events.equals(logs.events)
+    assert chunk.users.equals(logs.users)
+
+
+def test_a_large_world_comes_in_chunks_of_users(world: World, logs: Logs) -> None:
+    """Sorted across them, over the same items; clicks come as their probability says."""
+    chunks = list(world.chunks(impressions_per_user=200, size=70))
+    assert [len(chunk.users) for chunk in chunks] == [70, 70, 60]
+    events = pl.concat([chunk.events for chunk in chunks])
+    assert len(events) == world.events(200) == len(logs)
+    assert events["user_id"].is_sorted()
+    assert set(events["user_id"]) == set(map(str, range(200)))
+    assert all(chunk.items.equals(logs.items) for chunk in chunks)
+    first, second, _ = (chunk.events["item_id"].head(100).to_list() for chunk in chunks)
+    assert first != second
+    again = world.chunks(impressions_per_user=200, size=70)
+    assert pl.concat([chunk.events for chunk in again]).equals(events)
+    impressions = events.filter(pl.col("split").is_not_null())
+    chance = impressions["probability"].to_numpy()
+    deviation = np.sqrt((chance * (1 - chance)).sum()) / len(chance)
+    assert abs(impressions["ctr"].mean() - chance.mean()) < 4 * deviation

@@ -42,8 +42,9 @@ def attention(network: Network, encoded: Encoded) -> list[dict[str, Any]]:
     [candidates][behaviours]. All candidates look at the history as it was at the first of them;
     its newest 20 behaviours are told. Users have no name here.
     """
-    test, logs = encoded.sets["test"], encoded.logs
-    events = logs.events.sort("user_id", "ts", maintain_order=True)
+    test, logs = encoded.whole("test"), encoded.logs
+    [whole] = logs.chunks()
+    events = whole.events.sort("user_id", "ts", maintain_order=True)
     item_ids = events["item_id"]
     behaved = item_ids.filter(events["behaviour"])
     category = categories(logs.items, logs.schema)
@@ -77,7 +78,7 @@ def item_map(network: Network, encoded: Encoded) -> dict[str, Any] | None:
     ids = logs.items["item_id"].to_list()
     of_item = encoder.items(keys([id_text(text, "item_id") for text in ids]))[0][:, 0]
     times = np.bincount(
-        encoded.sets["train"].item[:, 0], minlength=encoder.tables[field.table].size
+        encoded.whole("train").item[:, 0], minlength=encoder.tables[field.table].size
     )
     rows, at = np.unique(of_item, return_index=True)  # hashed items may share a row
     known = (rows >= FIRST) & (times[rows] > 0)

@@ -33,7 +33,7 @@ Model = dict[str, Any]
 def report(order: Order, encoded: Encoded, logs_digest: str, update: Update) -> dict[str, Any]:
     """What is told of the runs of an order, which have ended."""
     tasks, lineup = encoded.logs.schema.tasks, order.lineup
-    counts, notes = quality.told(encoded.sets, tasks)
+    counts, notes = quality.told({split: encoded.whole(split) for split in encoded.sets}, tasks)
     notes += [f"{label} is left out: {why}" for label, why in lineup.left_out.items()]
     if order.seeds == 1:
         notes.append("One seed: no spread over seeds and no test over seeds.")
@@ -146,7 +146,7 @@ def _by_user(
 ) -> list[dict[str, Any]]:
     """Put into each model what its test scores say by user: the test over users of each task's
     GAUC, reliability, and GAUC by length of the history, whose bins are given back."""
-    test, tasks, lineup = encoded.sets["test"], encoded.logs.schema.tasks, order.lineup
+    test, tasks, lineup = encoded.whole("test"), encoded.logs.schema.tasks, order.lineup
     users = [Cells.of(test, task, by_length=False) for task in range(len(tasks))]
     lengths = Cells.of(test, 0, by_length=True)
     by_user: list[dict[str, Floats]] = [{} for _ in tasks]
