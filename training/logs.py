@@ -29,7 +29,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from model.contract.schema import Field, Schema
 from terminal.progress import Update, quiet
 
 SPLITS = ("train", "validation", "test")
+TABLES = ("events.parquet", "items.parquet", "users.parquet")
 OPTIONAL = {"probability": pl.Float64(), "seen_length": pl.Int64(), "seen_newest": pl.Int64()}
 SEEN = {"seen_length", "seen_newest"}  # both or neither
 LISTED = 20
@@ -95,6 +97,27 @@ def item_columns(schema: Schema) -> dict[str, pl.DataType]:
 
 def user_columns(schema: Schema) -> dict[str, pl.DataType]:
     return {"user_id": pl.String(), **{field.name: column_type(field) for field in schema.user}}
+
+
+@contextmanager
+def whole(folder: str | Path, schema_text: str) -> Iterator[Path]:
+    """A fresh folder for the `TABLES`, which at the end take their places in ``folder``.
+
+    New files are complete before any old one is touched. schema.toml is taken away first and
+    put back last, so a folder that has it is complete whatever happened in between.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".logs-", dir=folder) as name:
+        fresh = Path(name)
+        yield fresh
+        (fresh / "schema.toml").write_bytes(schema_text.encode())
+        for file in fresh.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        (folder / "schema.toml").unlink(missing_ok=True)
+        for table in (*TABLES, "schema.toml"):
+            os.replace(fresh / table, folder / table)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,28 +177,14 @@ class Logs:
         return logs
 
     def write(self, folder: str | Path, update: Update = quiet) -> None:
-        """Write the four files whole or not at all.
-
-        New files are complete before any old one is touched. schema.toml is taken away first and
-        put back last, so a folder that has it is complete whatever happened in between.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".logs-", dir=folder) as name:
-            fresh = Path(name)
+        """Write the four files whole or not at all, see `whole`."""
+        with whole(folder, self.schema_text) as fresh:
             done, total = 0, sum(frame.height for frame in self._tables().values())
             update("write rows", done, total, {})
             for table, frame in self._tables().items():
                 frame.write_parquet(fresh / table)
                 done += frame.height
                 update("write rows", done, total, {})
-            (fresh / "schema.toml").write_bytes(self.schema_text.encode())
-            for file in fresh.iterdir():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            (folder / "schema.toml").unlink(missing_ok=True)
-            for table in (*self._tables(), "schema.toml"):
-                os.replace(fresh / table, folder / table)
 
     def check(self, folder: Path | None = None) -> None:
         """Hold the tables to the canonical form; ``folder`` only names them. Raises `LogsError`."""
@@ -193,11 +202,7 @@ class Logs:
                 _hold(where, frame)(key, pl.col(key).is_duplicated(), "each id once")
 
     def _tables(self) -> dict[str, pl.DataFrame]:
-        return {
-            "events.parquet": self.events,
-            "items.parquet": self.items,
-            "users.parquet": self.users,
-        }
+        return dict(zip(TABLES, (self.events, self.items, self.users), strict=True))
 
 
 def _read(path: Path, columns: dict[str, pl.DataType], extra: tuple[str, ...] = ()) -> pl.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 
 from terminal.progress import Update, quiet
 from training.logs import Logs, LogsError
-from training.rows import Reading, Rows, cut, empty, need, read_csv, repeated, settle
+from training.rows import Reading, Rows, empty, need, pieces, read_csv, repeated, settle
 
 SCHEMAS = Path(__file__).with_name("schemas")
 MAX_BAD_SHARE = 0.001
@@ -154,15 +155,11 @@ def _members(archive: Path, update: Update) -> list[Rows]:
     reading = Reading(update, sum(map(len, data.values())))
 
     def rows(name: str) -> Rows:
-        size = len(data[name])
-        return cut(
-            f"{archive}/ml-1m/{name}.dat",
-            data[name],
-            "latin-1",
-            "::",
-            COLUMNS[name],
-            lambda share: reading.add(share * size),
-        )
+        file, frames = f"{archive}/ml-1m/{name}.dat", []
+        for size, piece in pieces(file, BytesIO(data[name]), "latin-1", "::", COLUMNS[name]):
+            reading.add(size)
+            frames.append(piece)
+        return Rows(file, pl.concat(frames))
 
     return [rows(name) for name in COLUMNS]
 

@@ -6,9 +6,10 @@ import csv
 import gzip
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import polars as pl
 
@@ -56,34 +57,38 @@ def repeated(*names: str) -> tuple[pl.Expr, str]:
     return again, f"{' and '.join(names)} again"
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """How many rows of a table are malformed, and the first `LISTED` of them."""
+
+    file: str
+    rows: int
+    bad: int
+    listed: tuple[BadRow, ...]
+
+
 def settle(tables: Sequence[Rows], max_bad_share: float) -> Malformed:
     """Count what is malformed. Raises `LogsError` when its share of any one file is too large."""
-    total, count, listed = 0, 0, list[BadRow]()
-    worst: tuple[float, Rows, int] | None = None
+    verdicts = []
     for rows in tables:
         bad = rows.frame.filter(pl.col(REASON).is_not_null()).select(LINE, REASON)
-        listed += [(rows.file, *row) for row in bad.head(LISTED - len(listed)).iter_rows()]
-        total, count = total + rows.frame.height, count + bad.height
-        share = bad.height / max(rows.frame.height, 1)
-        if share > max_bad_share and (worst is None or share > worst[0]):
-            worst = share, rows, bad.height
+        listed = tuple((rows.file, *row) for row in bad.head(LISTED).iter_rows())
+        verdicts.append(Verdict(rows.file, rows.frame.height, bad.height, listed))
+    return judge(verdicts, max_bad_share)
+
+
+def judge(verdicts: Sequence[Verdict], max_bad_share: float) -> Malformed:
+    """All verdicts in one. Raises `LogsError` when the malformed share of any one is too large."""
+    listed = [row for verdict in verdicts for row in verdict.listed][:LISTED]
+    total, count = sum(each.rows for each in verdicts), sum(each.bad for each in verdicts)
     malformed = Malformed(total, tuple(listed), count)
-    if worst:
-        share, rows, height = worst
+    worst = max(verdicts, key=lambda each: each.bad / max(each.rows, 1))
+    if worst.bad / max(worst.rows, 1) > max_bad_share:
         seen = "; ".join(f"{file} line {line}: {reason}" for file, line, reason in listed)
         expected = f"at most a {max_bad_share:g} share malformed"
-        found = f"{expected}, found {height} of {rows.frame.height} ({seen})"
-        raise LogsError(rows.file, "rows", found, malformed)
+        found = f"{expected}, found {worst.bad} of {worst.rows} ({seen})"
+        raise LogsError(worst.file, "rows", found, malformed)
     return malformed
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file's bytes, decompressed when it ends in .gz. Raises `LogsError`."""
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise LogsError(str(path), "file", f"a readable file ({error})") from None
 
 
 @dataclass
@@ -118,41 +123,30 @@ def split_lines(data: bytes, encoding: str, first: int = 1) -> pl.DataFrame:
     return frame.filter(pl.col("text") != "").with_columns(reason)
 
 
-def slices(data: bytes) -> Iterator[bytes]:
-    """The data in parts of about `SLICE` bytes, each of whole lines; one part at least."""
-    begin = 0
-    while True:
-        end = data.find(b"\n", begin + SLICE) + 1 or len(data)
-        yield data[begin:end]
-        if end == len(data):
-            return
-        begin = end
+def slices(stream: BinaryIO) -> Iterator[bytes]:
+    """A stream in parts of about `SLICE` bytes, each of whole lines; one part at least."""
+    yield stream.read(SLICE) + stream.readline()
+    while part := stream.read(SLICE) + stream.readline():
+        yield part
 
 
-def cut(
-    file: str,
-    data: bytes,
-    encoding: str,
-    separator: str,
-    names: Sequence[str] | None = None,
-    told: Callable[[float], None] = lambda share: None,
-) -> Rows:
-    """Cut a file into text columns; ``told`` gets the share of each part that was cut.
+def pieces(
+    file: str, stream: BinaryIO, encoding: str, separator: str, names: Sequence[str] | None = None
+) -> Iterator[tuple[int, pl.DataFrame]]:
+    """A file cut into line, reason and text columns, with the number of bytes behind each piece.
 
     Without ``names`` they are in the first line. Raises `LogsError` where that is none.
     """
-    frames, first = [], 1
-    for part in slices(data):
+    first = 1
+    for part in slices(stream):
         lines = split_lines(part, encoding, first)
         if names is None and not lines.is_empty():
             names, lines = _header(file, lines["text"][0]), lines.slice(1)
         if names is not None:
-            frames.append(_fields(lines, names, separator))
+            yield len(part), _fields(lines, names, separator)
         first += part.count(b"\n")
-        told(len(part) / max(len(data), 1))
     if names is None:
         raise LogsError(file, "header", "a line with the names of the columns")
-    return Rows(file, pl.concat(frames))
 
 
 def _header(file: str, line: str) -> list[str]:
@@ -197,21 +191,29 @@ def _unquote(text: str) -> list[str]:
         return []
 
 
-def read_csv(path: Path, reading: Reading) -> Rows:
-    """A CSV file with a header, every column as text. Raises `LogsError`."""
-    data, size = read_bytes(path), path.stat().st_size
-    return cut(str(path), data, "utf-8", ",", told=lambda share: reading.add(share * size))
+def csv_pieces(path: Path, reading: Reading) -> Iterator[pl.DataFrame]:
+    """A CSV file with a header, piece by piece: line, reason and every column as text.
 
-
-def read_parquet(path: Path, reading: Reading) -> Rows:
-    """A Parquet file as it is. Raises `LogsError`."""
+    Raises `LogsError`.
+    """
     try:
-        frame = pl.read_parquet(path)
-        reading.add(path.stat().st_size)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise LogsError(str(path), "file", f"a readable Parquet file ({error})") from None
-    line = pl.int_range(1, frame.height + 1, eager=True).alias(LINE)
-    return Rows(str(path), frame.with_columns(line, pl.lit(None, pl.String).alias(REASON)))
+        with path.open("rb") as raw, _text_of(path, raw) as stream:
+            told = 0
+            for _, piece in pieces(str(path), stream, "utf-8", ","):
+                reading.add(raw.tell() - told)
+                told = raw.tell()
+                yield piece
+    except (OSError, EOFError, zlib.error) as error:
+        raise LogsError(str(path), "file", f"a readable file ({error})") from None
+
+
+def _text_of(path: Path, raw: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.suffix == ".gz" else raw
+
+
+def read_csv(path: Path, reading: Reading) -> Rows:
+    """A CSV file with a header, whole and every column as text. Raises `LogsError`."""
+    return Rows(str(path), pl.concat(csv_pieces(path, reading)))
 
 
 def need(rows: Rows, names: Sequence[str]) -> Rows:
