@@ -5,8 +5,10 @@ last one left. Those of the closed loop are in `training.loop_commands`.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +37,16 @@ class Source(StrEnum):
     parquet = "parquet"
 
 
+class EngineName(StrEnum):
+    duckdb = "duckdb"
+    spark = "spark"
+
+
+class Unreadable(StrEnum):
+    stop = "stop"
+    skip = "skip"
+
+
 @app.command()
 def prepare(
     source: Annotated[Source, typer.Option(help="What the raw logs are.")],
@@ -56,6 +68,24 @@ def prepare(
         list[str] | None,
         typer.Option(help="parquet: canonical=yours, for each column of yours with another name."),
     ] = None,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(help="parquet: what reads, checks and sorts the rows; default: duckdb."),
+    ] = None,
+    master: Annotated[
+        str | None,
+        typer.Option(help="spark: local[2], spark://host:7077, yarn, ...; default: Spark's own."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="parquet: what the engine may use, from 512MB; default: its own."),
+    ] = None,
+    unreadable: Annotated[
+        Unreadable | None,
+        typer.Option(
+            help="parquet: what to do where a file or row group can't be read; default: stop."
+        ),
+    ] = None,
     users: Annotated[int, typer.Option(min=1, help="synthetic: number of users.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of drawn negatives and synthetic worlds.")] = 0,
     max_bad_share: Annotated[
@@ -64,37 +94,56 @@ def prepare(
 ) -> None:
     """Read raw logs into the canonical form: events, items and users as Parquet, and the schema."""
     from terminal.progress import progress
-    from training import readers, report, tables, world
+    from training import readers, report, world
+
+    if source is not Source.synthetic and path is None:
+        raise typer.BadParameter(f"--path is needed for {source}")
+    if source is Source.parquet and schema is None:
+        raise typer.BadParameter("--schema is needed for parquet")
+    if any("=" not in each for each in column or []):
+        raise typer.BadParameter("--column: expected canonical=yours")
+    if master is not None and engine is not EngineName.spark:
+        raise typer.BadParameter("--master is for --engine spark")
+    for name, value in {"engine": engine, "memory": memory, "unreadable": unreadable}.items():
+        if value is not None and source is not Source.parquet:
+            raise typer.BadParameter(f"--{name} is for --source parquet")
+    mebibytes = None if memory is None else _mebibytes(memory)
 
     with progress(console) as update:
-        if source is Source.synthetic:
-            logs = world.World(users=users, seed=seed).logs(update=update)
-        elif path is None:
-            raise typer.BadParameter(f"--path is needed for {source}")
-        elif source is Source.movielens_1m:
-            logs = readers.read_movielens(
-                path, test_users, seed=seed, max_bad_share=max_bad_share, update=update
+        if source is Source.parquet and path and schema:
+            from training import engines, tables
+
+            written = tables.prepare(
+                path,
+                schema,
+                out,
+                partial(engines.start, engine or "duckdb", master=master, memory=mebibytes),
+                columns=dict(each.split("=", 1) for each in column or []),
+                max_bad_share=max_bad_share,
+                skip_unreadable=unreadable is Unreadable.skip,
+                update=update,
             )
-        elif source is Source.amazon_csv:
-            logs = readers.read_amazon(path, seed=seed, max_bad_share=max_bad_share, update=update)
         else:
-            if schema is None:
-                raise typer.BadParameter("--schema is needed for parquet")
-            if any("=" not in each for each in column or []):
-                raise typer.BadParameter("--column: expected canonical=yours")
-            pairs = dict(each.split("=", 1) for each in column or [])
-            logs = tables.read_tables(
-                path, schema, columns=pairs, max_bad_share=max_bad_share, update=update
-            )
-        logs.write(out, update)
-    report.malformed(console, logs.malformed)
-    shown = logs.events["split"].drop_nulls().value_counts().rows()
-    splits = ", ".join(f"{count:,} {name}" for name, count in sorted(shown, reverse=True))
-    console.print(
-        f"{out}: {len(logs.events):,} events of {len(logs.users):,} users and "
-        f"{len(logs.items):,} items; impressions: {splits}",
-        soft_wrap=True,
-    )
+            if source is Source.movielens_1m and path:
+                logs = readers.read_movielens(
+                    path, test_users, seed=seed, max_bad_share=max_bad_share, update=update
+                )
+            elif source is Source.amazon_csv and path:
+                logs = readers.read_amazon(
+                    path, seed=seed, max_bad_share=max_bad_share, update=update
+                )
+            else:
+                logs = world.World(users=users, seed=seed).logs(update=update)
+            written = logs.write(out, update)
+    report.prepared(console, out, written)
+
+
+def _mebibytes(memory: str) -> int:
+    found = re.fullmatch(r"([0-9]+)(MB|GB)", memory)
+    size = int(found[1]) * (1024 if found[2] == "GB" else 1) if found else 0
+    if size < 512:
+        raise typer.BadParameter(f"--memory: expected 512MB or more, as 4GB, found {memory}")
+    return size
 
 
 @app.command()
@@ -213,6 +262,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from model.contract.schema import SchemaError
     from training.announce import StoppedError
     from training.collect import CollectError
+    from training.engines import EngineError
     from training.export import ParityError
     from training.gate import RuleError
     from training.lease import LeaseError
@@ -226,6 +276,7 @@ def _expected() -> tuple[type[Exception], ...]:
     return (
         BundleError,
         CollectError,
+        EngineError,
         FieldError,
         LabelError,
         LeaseError,

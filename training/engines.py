@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 NAME, ROW = "#name", "#row"
 BATCH = 1 << 17
 GLOB = "*?[]{}\\"
+SPARK: dict[str, bool | float | int | str | None] = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.caseSensitive": True,
+    "spark.ui.showConsoleProgress": False,
+}
 MICROSECONDS = {"s": 1_000_000, "ms": 1000}
 
 
@@ -163,7 +168,10 @@ def start(
 def _duckdb(folder: Path, memory: int | None) -> Iterator[Engine]:
     import duckdb
 
-    options = {"temp_directory": str(folder / "spill"), "preserve_insertion_order": "false"}
+    options: dict[str, str | bool | int | float | list[str]] = {
+        "temp_directory": str(folder / "spill"),
+        "preserve_insertion_order": False,
+    }
     if memory:
         options["memory_limit"] = f"{memory}MiB"
     with duckdb.connect(":memory:", config=options) as connection:
@@ -173,11 +181,11 @@ def _duckdb(folder: Path, memory: int | None) -> Iterator[Engine]:
 @contextmanager
 def _spark(master: str | None, memory: int | None) -> Iterator[Engine]:
     try:
+        from ibis import pyspark  # noqa: F401 # registers the options that its SQL depends on
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError:
         raise EngineError("Spark is not installed: pip install 'dinserve[spark]'") from None
-    assert ibis.pyspark  # the first look at it registers the options that its SQL depends on
     builder = SparkSession.builder.appName("dinserve prepare").config(map=SPARK)
     if master:
         builder = builder.master(master)
@@ -194,14 +202,6 @@ def _spark(master: str | None, memory: int | None) -> Iterator[Engine]:
         yield Spark(session)
     finally:
         session.stop()
-
-
-SPARK = {
-    "spark.sql.session.timeZone": "UTC",
-    "spark.sql.caseSensitive": "true",
-    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
-}
 
 
 @contextmanager

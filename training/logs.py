@@ -60,6 +60,27 @@ class Malformed:
     count: int = 0
 
 
+@dataclass(frozen=True)
+class Lost:
+    """What could not be read and was left out: a file, or one of its row groups, from 0."""
+
+    file: str
+    part: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: rows of each table, impressions of each split; and what was left out."""
+
+    events: int
+    items: int
+    users: int
+    splits: dict[str, int]
+    malformed: Malformed
+    lost: tuple[Lost, ...] = ()
+
+
 class LogsError(ValueError):
     """Logs that can't be used: the file, the column (or part of the file) and what was expected."""
 
@@ -176,7 +197,7 @@ class Logs:
         logs.check(folder)
         return logs
 
-    def write(self, folder: str | Path, update: Update = quiet) -> None:
+    def write(self, folder: str | Path, update: Update = quiet) -> Written:
         """Write the four files whole or not at all, see `whole`."""
         with whole(folder, self.schema_text) as fresh:
             done, total = 0, sum(frame.height for frame in self._tables().values())
@@ -185,6 +206,9 @@ class Logs:
                 frame.write_parquet(fresh / table)
                 done += frame.height
                 update("write rows", done, total, {})
+        events, items, users = (frame.height for frame in self._tables().values())
+        splits = dict(self.events["split"].drop_nulls().value_counts().iter_rows())
+        return Written(events, items, users, splits, self.malformed)
 
     def check(self, folder: Path | None = None) -> None:
         """Hold the tables to the canonical form; ``folder`` only names them. Raises `LogsError`."""

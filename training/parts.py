@@ -16,20 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.logs import LogsError
+from training.logs import LogsError, Lost
 from training.rows import LINE, REASON, Reading, csv_pieces
 
 SUFFIXES = ("parquet", "csv", "csv.gz")
 STAGED = ".staged"
-
-
-@dataclass(frozen=True)
-class Lost:
-    """What could not be read: a file, or one of its row groups, counted from 0."""
-
-    file: str
-    part: str
-    error: str
 
 
 @dataclass
@@ -92,13 +83,14 @@ class Parts:
         """The parts with those staged of which a row group can't be read; reads all of them."""
         kept = []
         for index, part in enumerate(opened):
-            bad = unreadable(part.path, columns)
+            bad = {} if part.staged else unreadable(part.path, columns)
             for group, error in bad.items():
                 losses.add(part.file, f"row group {group}", error)
             if bad:
                 path = stage_readable(part.path, self._stage(work, index), columns, bad)
-                part = replace(part, path=path, schema=pq.read_schema(path))
-            kept.append(part)
+                kept.append(replace(part, path=path, schema=pq.read_schema(path)))
+            else:
+                kept.append(part)
         return kept
 
     def _stage(self, work: Path, index: int) -> Path:
@@ -158,9 +150,7 @@ def unreadable(path: Path, columns: Sequence[str]) -> dict[int, str]:
     return bad
 
 
-def stage_readable(
-    path: Path, target: Path, columns: Sequence[str], bad: Iterable[int]
-) -> Path:
+def stage_readable(path: Path, target: Path, columns: Sequence[str], bad: Iterable[int]) -> Path:
     """The row groups that are not ``bad``, their rows with the lines they have in the file."""
     left_out = set(bad)
     with pq.ParquetFile(path) as file:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from training.logs import Malformed
+from training.logs import Written
 
 if TYPE_CHECKING:  # they bring torch
     from training.join import Tally
@@ -28,13 +29,23 @@ def metrics_table(console: Console, title: str, rows: Mapping[str, Mapping[str, 
     console.print(table)
 
 
-def malformed(console: Console, found: Malformed) -> None:
-    """How many rows were dropped, and where the first of them are."""
-    if not found.count:
-        return
-    console.print(f"{found.count:,} of {found.total_rows:,} rows were malformed and dropped:")
-    for file, line, reason in found.bad:
-        console.print(f"  {file}:{line}: {reason}", highlight=False)
+def prepared(console: Console, out: Path, written: Written) -> None:
+    """What was left out, where the first of it is, and what was written."""
+    for lost in written.lost:
+        line = f"left out: {lost.file}: {lost.part} can't be read ({lost.error})"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    bad = written.malformed
+    if bad.count:
+        console.print(f"{bad.count:,} of {bad.total_rows:,} rows were malformed and dropped:")
+    for file, line_number, reason in bad.bad:
+        console.print(f"  {file}:{line_number}: {reason}", highlight=False)
+    shown = sorted(((rows, split) for split, rows in written.splits.items()), reverse=True)
+    splits = ", ".join(f"{rows:,} {split}" for rows, split in shown)
+    console.print(
+        f"{out}: {written.events:,} events of {written.users:,} users and "
+        f"{written.items:,} items; impressions: {splits}",
+        soft_wrap=True,
+    )
 
 
 def joined(console: Console, tally: Tally) -> None:

@@ -7,8 +7,9 @@ position, the place of its file and its line there, makes each order a total one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,13 +27,13 @@ from training.logs import (
     OPTIONAL,
     TABLES,
     LogsError,
-    Malformed,
+    Written,
     event_columns,
     item_columns,
     user_columns,
     whole,
 )
-from training.parts import SUFFIXES, Losses, Lost, Parts, find
+from training.parts import SUFFIXES, Losses, Parts, find
 from training.readers import MAX_BAD_SHARE
 from training.rows import Reading, judge
 
@@ -51,75 +52,76 @@ ARROW = {
 NAMES = ("events", "items", "users")
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What was written: rows of each table, impressions of each split; and what was left out."""
-
-    events: int
-    items: int
-    users: int
-    splits: dict[str, int]
-    malformed: Malformed
-    lost: tuple[Lost, ...]
-
-
 def prepare(
-    engine: Engine,
     source: str | Path,
     schema_path: str | Path,
     out: str | Path,
-    work: Path,
+    start: Callable[[Path], AbstractContextManager[Engine]],
     *,
     columns: Mapping[str, str] | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
     skip_unreadable: bool = False,
     update: Update = quiet,
-) -> Summary:
+) -> Written:
     """Write the canonical form of events, items and users tables (`training.parts`) into ``out``.
 
     ``source`` is their folder, or the prefix of ``<prefix>.events.csv`` and so on. Items and users
-    may be missing when the schema has no more than their ids. ``columns`` gives, for a canonical
-    column, its name in the tables. A missing ``behaviour`` is true where the first task is 1. A
-    missing ``split`` goes by time: the last 10 % of the impressions are test, the 10 % before
-    validation, and equal times stay together. ``work`` is an empty folder for what comes between.
-    Raises `LogsError`, `SchemaError` and `EngineError`.
+    may be missing when the schema has no more than their ids. ``start`` gives the engine, which may
+    use the folder it is told. ``columns`` gives, for a canonical column, its name in the tables. A
+    missing ``behaviour`` is true where the first task is 1. A missing ``split`` goes by time: the
+    last 10 % of the impressions are test, the 10 % before validation, and equal times stay
+    together. Raises `LogsError`, `SchemaError` and `EngineError`.
     """
     schema, theirs = Schema.load(schema_path), dict(columns or {})
+    schema_text = Path(schema_path).read_bytes().decode()
     found = {name: find(source, name) for name in NAMES}
     _known(theirs, schema)
     _needed(str(source), found, schema)
     present = {name: parts for name, parts in found.items() if parts}
     reading = Reading.of([file for parts in present.values() for file in parts.files], update)
     losses = Losses(skip_unreadable)
-    opened = {name: parts.open(work, reading, losses) for name, parts in present.items()}
-    update("arrange", 0, 0, {})
-    checked = {
-        name: Checked(engine, parts, opened[name], schema, theirs, work, losses)
-        for name, parts in present.items()
-    }
-    malformed = judge([table.verdict() for table in checked.values()], max_bad_share)
-    sound = {name: table.sound() for name, table in checked.items()}
-    events = sound["events"]
-    if "split" not in events.columns:
-        file = checked["events"].file
-        events = sound["events"] = _split_by_time(engine, events, schema.tasks[0], file)
-    orders = {"events": ["user_id", "ts", POSITION], "items": [POSITION], "users": [POSITION]}
-    for name, key in (("items", "item_id"), ("users", "user_id")):
-        if name not in sound:
-            sound[name], orders[name] = events.select(key).distinct(), [key]
-    counts = {name: _count(engine, sound[name]) for name in NAMES}
-    done, total = 0, sum(counts.values())
-    update("write rows", done, total, {})
-    with whole(out, Path(schema_path).read_bytes().decode()) as fresh:
-        for name, file in zip(NAMES, TABLES, strict=True):
-            arrow = _arrow(name, schema, sound[name])
-            rows = sound[name].order_by(orders[name]).select(arrow.names)
-            for written in _write(engine.batches(rows, work / "ordered"), fresh / file, arrow):
-                done += written
-                update("write rows", done, total, {})
-    shown = events.filter(events["split"].notnull()).group_by("split")
-    splits = dict(engine.rows(shown.aggregate(rows=lambda rows: rows.count())))
-    return Summary(**counts, splits=splits, malformed=malformed, lost=tuple(losses.lost))
+    with _scratch(Path(out)) as work, start(work) as engine:
+        opened = {name: parts.open(work, reading, losses) for name, parts in present.items()}
+        update("arrange", 0, 0, {})
+        checked = {
+            name: Checked(engine, parts, opened[name], schema, theirs, work, losses)
+            for name, parts in present.items()
+        }
+        verdicts = {name: table.verdict() for name, table in checked.items()}
+        malformed = judge(list(verdicts.values()), max_bad_share)
+        sound = {name: table.sound() for name, table in checked.items()}
+        if "split" not in sound["events"].columns:
+            file = checked["events"].file
+            sound["events"] = _split_by_time(engine, sound["events"], schema.tasks[0], file)
+        rows = {name: verdict.rows - verdict.bad for name, verdict in verdicts.items()}
+        for name in {"items", "users"} - set(sound):
+            sound[name] = sound["events"].select(f"{name[:-1]}_id").distinct()
+            rows[name] = engine.rows(sound[name].aggregate(rows=lambda ids: ids.count()))[0][0]
+        done, total = 0, sum(rows.values())
+        update("write rows", done, total, {})
+        with whole(out, schema_text) as fresh:
+            for name, file in zip(NAMES, TABLES, strict=True):
+                layout = _arrow(name, schema, sound[name])
+                ordered = _ordered(sound[name]).select(*layout.names)
+                batches = engine.batches(ordered, work / f"{name}-ordered")
+                for written in _write(batches, fresh / file, layout):
+                    done += written
+                    update("write rows", done, total, {})
+        by_split = sound["events"].filter(sound["events"]["split"].notnull()).group_by("split")
+        splits = dict(engine.rows(by_split.aggregate(rows=lambda shown: shown.count())))
+    return Written(**rows, splits=splits, malformed=malformed, lost=tuple(losses.lost))
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder in ``out``, where there is room and all machines look, for what comes between."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".prepare-", dir=out) as folder:
+            yield Path(folder)
+    finally:
+        if not any(out.iterdir()):
+            out.rmdir()
 
 
 def _known(theirs: Mapping[str, str], schema: Schema) -> None:
@@ -172,23 +174,27 @@ def _ranked(engine: Engine, ts: ir.IntegerColumn, first: int, last: int, rank: i
         within = ts.as_table().filter((ts >> shift) == found)
         shift -= step
         digit = (within.ts >> shift).name("digit")
-        counts = within.group_by(digit).aggregate(rows=within.count())
-        for found, rows in sorted(engine.rows(counts)):
-            if rank < rows:
-                break
+        counts = engine.rows(within.group_by(digit).aggregate(rows=within.count()))
+        for prefix, rows in sorted(counts):
+            if 0 <= rank < rows:
+                found = prefix
             rank -= rows
     return found
 
 
-def _count(engine: Engine, table: ir.Table) -> int:
-    return int(engine.rows(table.aggregate(rows=table.count()))[0][0])
+def _ordered(table: ir.Table) -> ir.Table:
+    """Events by user and time, then as in the source; ids that have no table by themselves."""
+    if POSITION not in table.columns:
+        return table.order_by(table.columns)
+    by = ["user_id", "ts", POSITION] if "ts" in table.columns else [POSITION]
+    return table.order_by(by)
 
 
 def _arrow(name: str, schema: Schema, table: ir.Table) -> pa.Schema:
     """The columns of a canonical table, those that are optional where ``table`` has them."""
-    columns = {"events": event_columns, "items": item_columns, "users": user_columns}[name](schema)
-    columns |= {name: kind for name, kind in OPTIONAL.items() if name in table.columns}
-    return pa.schema([(name, ARROW[kind]) for name, kind in columns.items()])
+    wanted = {"events": event_columns, "items": item_columns, "users": user_columns}[name](schema)
+    extra = {name: kind for name, kind in OPTIONAL.items() if name in table.columns}
+    return pa.schema([(name, ARROW[kind]) for name, kind in {**wanted, **extra}.items()])
 
 
 def _write(batches: Iterator[pa.RecordBatch], path: Path, schema: pa.Schema) -> Iterator[int]:
