@@ -1,4 +1,5 @@
-"""The reader of a team's own logs: Parquet or CSV tables with the canonical columns, to `Logs`."""
+"""The reader of a team's own tables once more, in memory and by polars: what the engines are held
+against. It takes one file for each table."""
 
 from __future__ import annotations
 
@@ -19,10 +20,9 @@ from training.logs import (
     item_columns,
     user_columns,
 )
+from training.parts import SUFFIXES
 from training.readers import MAX_BAD_SHARE
-from training.rows import Reading, Rows, empty, need, read_csv, read_parquet, repeated, settle
-
-SUFFIXES = ("parquet", "csv", "csv.gz")
+from training.rows import LINE, REASON, Reading, Rows, empty, need, read_csv, repeated, settle
 
 
 def read_tables(
@@ -33,14 +33,7 @@ def read_tables(
     max_bad_share: float = MAX_BAD_SHARE,
     update: Update = quiet,
 ) -> Logs:
-    """Logs from events, items and users tables, each one .parquet, .csv or .csv.gz.
-
-    ``source`` is their folder, or the prefix of ``<prefix>.events.csv`` and so on. Items and users
-    may be missing when the schema has no more than their ids. ``columns`` gives, for a canonical
-    column, its name in the tables. A missing ``behaviour`` is true where the first task is 1. A
-    missing ``split`` goes by time: the last 10 % of the impressions are test, the 10 % before
-    validation, and equal times stay together. Raises `LogsError` and `SchemaError`.
-    """
+    """As `training.tables.prepare` does it."""
     schema = Schema.load(schema_path)
     theirs = dict(columns or {})
     known = {*event_columns(schema), *item_columns(schema), *user_columns(schema), "probability"}
@@ -92,9 +85,15 @@ def _path(source: str, part: str) -> Path | None:
     return paths[0] if paths else None
 
 
+def _parquet(path: Path) -> Rows:
+    frame = pl.read_parquet(path)
+    line = pl.int_range(1, frame.height + 1, eager=True).alias(LINE)
+    return Rows(str(path), frame.with_columns(line, pl.lit(None, pl.String).alias(REASON)))
+
+
 def _table(path: Path, theirs: Mapping[str, str], reading: Reading) -> Rows:
     """A table with our names; text columns have null where they were empty."""
-    rows = read_parquet(path, reading) if path.suffix == ".parquet" else read_csv(path, reading)
+    rows = _parquet(path) if path.suffix == ".parquet" else read_csv(path, reading)
     back = {their: our for our, their in theirs.items() if their in rows.columns}
     shadowed = [name for name in back.values() if name in rows.columns and name not in back]
     frame = rows.frame.drop(shadowed).rename(back)
@@ -191,7 +190,7 @@ def _number(rows: Rows, name: str) -> Rows:
 def _ts(rows: Rows) -> Rows:
     kind, value = rows.frame.schema["ts"], pl.col("ts")
     if kind in (pl.Datetime, pl.Date):
-        value = value.to_physical()
+        value = value.cast(pl.Datetime("us")).to_physical().floordiv(1_000_000)
     elif kind.is_float():
         value = pl.when(value.is_finite() & (value == value.floor())).then(value)
     elif not (kind in (pl.String, pl.Null) or kind.is_integer()):
@@ -208,6 +207,8 @@ def _label(rows: Rows, task: str) -> Rows:
 
 
 def _flag(rows: Rows) -> Rows:
+    if rows.frame.schema["behaviour"] == pl.Boolean:
+        rows = rows.with_columns(pl.col("behaviour").cast(pl.String))
     text = _category(rows, "behaviour").with_columns(pl.col("behaviour").str.to_lowercase())
     value = pl.col("behaviour")
     known = value.is_in(["true", "1", "false", "0"]).fill_null(False)
