@@ -8,8 +8,10 @@ position, the place of its file and its line there, makes each order a total one
 from __future__ import annotations
 
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,11 +176,10 @@ def _ranked(engine: Engine, ts: ir.IntegerColumn, first: int, last: int, rank: i
         within = ts.as_table().filter((ts >> shift) == found)
         shift -= step
         digit = (within.ts >> shift).name("digit")
-        counts = engine.rows(within.group_by(digit).aggregate(rows=within.count()))
-        for prefix, rows in sorted(counts):
-            if 0 <= rank < rows:
-                found = prefix
-            rank -= rows
+        counts = sorted(engine.rows(within.group_by(digit).aggregate(rows=within.count())))
+        ends = list(accumulate(rows for _, rows in counts))
+        at = bisect_right(ends, rank)
+        found, rank = counts[at][0], rank - (ends[at - 1] if at else 0)
     return found
 
 
