@@ -182,21 +182,17 @@ def _duckdb(folder: Path, memory: int | None) -> Iterator[Engine]:
 def _spark(master: str | None, memory: int | None) -> Iterator[Engine]:
     try:
         from ibis import pyspark  # noqa: F401 # registers the options that its SQL depends on
-        from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError:
-        raise EngineError("Spark is not installed: pip install 'dinserve[spark]'") from None
+        raise EngineError("Spark is not installed: the extra named spark brings it") from None
     builder = SparkSession.builder.appName("dinserve prepare").config(map=SPARK)
     if master:
         builder = builder.master(master)
     if memory:
         builder = builder.config("spark.driver.memory", f"{memory}m")
         builder = builder.config("spark.executor.memory", f"{memory}m")
-    try:
+    with _failing("Spark, which needs Java 17 or newer and a master that answers"):
         session = builder.getOrCreate()
-    except PySparkException as error:
-        hint = "Spark does not start; it needs Java 17 or newer, and a master that answers"
-        raise EngineError(f"{hint} ({error})") from None
     session.sparkContext.setLogLevel("OFF")
     try:
         yield Spark(session)

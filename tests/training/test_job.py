@@ -314,6 +314,11 @@ def test_what_goes_wrong_is_one_line(
     [
         "prepare --source parquet --out out --path data",
         "prepare --source parquet --out out --path data --schema data/schema.toml --column user",
+        "prepare --source parquet --out out --path data --schema data/schema.toml --memory 2",
+        "prepare --source parquet --out out --path data --schema data/schema.toml --engine flink",
+        "prepare --source parquet --out out --path data --schema data/schema.toml --master yarn",
+        "prepare --source parquet --out out --path data --schema s.toml --unreadable perhaps",
+        "prepare --source synthetic --out out --engine duckdb",
         "prepare --source movielens-1m --out out",
         "prepare --source films --out out",
         "fit --data data",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+import pytest
 from hypothesis import Phase, given, settings
 
 from tests.training import in_memory
@@ -34,3 +37,70 @@ def test_the_engine_makes_of_any_tables_what_polars_makes_of_them_in_memory(draw
         expected = outcome(in_memory.read_tables, one, drawn.write(one, 1))
         found = outcome(read_tables, several, drawn.write(several, drawn.files))
         assert found == expected
+
+
+def events() -> pl.DataFrame:
+    """20 impressions of one user, half a second apart."""
+    start = datetime(2024, 1, 1)
+    return pl.DataFrame(
+        {
+            "user_id": ["u"] * 20,
+            "item_id": [f"i{row}" for row in range(20)],
+            "ts": [start + timedelta(milliseconds=500 * row) for row in range(20)],
+            "click": [row % 2 for row in range(20)],
+            "behaviour": [row % 3 == 0 for row in range(20)],
+        }
+    )
+
+
+def in_files(folder: Path, *frames: pl.DataFrame, unit: str = "s") -> Path:
+    (folder / "events.parquet").mkdir()
+    for number, frame in enumerate(frames):
+        frame.write_parquet(folder / "events.parquet" / f"{number}.parquet")
+    (folder / "events.parquet" / "_SUCCESS").touch()
+    schema = folder / "schema.toml"
+    text = f'name = "x"\nhistory_length = 5\nts_unit = "{unit}"\n[[task]]\nname = "click"\n'
+    schema.write_text(text + '[[item]]\nname = "item_id"\n', encoding="utf-8")
+    return schema
+
+
+@pytest.mark.parametrize(("unit", "step"), [("s", 1), ("ms", 1000)])
+def test_times_become_whole_units_of_the_schema_and_equal_ones_keep_the_order_of_the_source(
+    tmp_path: Path, unit: str, step: int
+) -> None:
+    """Files count by name; half seconds are equal in seconds and differ in milliseconds."""
+    schema = in_files(tmp_path, events()[1::2], events()[::2], unit=unit)
+    logs = read_tables(tmp_path, schema)
+    pairs = [(row + 1, row) if unit == "s" else (row, row + 1) for row in range(0, 20, 2)]
+    assert logs.events["item_id"].to_list() == [f"i{row}" for pair in pairs for row in pair]
+    assert logs.events["ts"][0] == 1_704_067_200 * step
+    assert logs.events["ts"][-1] == 1_704_067_209 * step + (500 if unit == "ms" else 0)
+
+
+def test_truth_values_say_what_a_behaviour_is(tmp_path: Path) -> None:
+    """A column of Booleans is read as it is."""
+    logs = read_tables(tmp_path, in_files(tmp_path, events()))
+    flags = dict(zip(logs.events["item_id"], logs.events["behaviour"], strict=True))
+    assert flags == {f"i{row}": row % 3 == 0 for row in range(20)}
+
+
+def test_files_of_a_table_have_the_same_columns(tmp_path: Path) -> None:
+    """The error names the file that differs and the column; other files are named too."""
+    schema = in_files(tmp_path, events(), events().with_columns(pl.col("click").cast(pl.Int8)))
+    with pytest.raises(LogsError, match=r"1\.parquet: click: expected type int64 as in 0\.parquet"):
+        read_tables(tmp_path, schema)
+    events().drop("click").write_parquet(tmp_path / "events.parquet" / "1.parquet")
+    with pytest.raises(LogsError, match=r"1\.parquet: click: expected a column of this name"):
+        read_tables(tmp_path, schema)
+    (tmp_path / "events.parquet" / "day=1").mkdir()
+    with pytest.raises(LogsError, match=r"day=1: expected only files that end in \.parquet"):
+        read_tables(tmp_path, schema)
+
+
+def test_a_file_that_is_no_parquet_file_stops_the_job_or_is_left_out(tmp_path: Path) -> None:
+    """It is named, and the rest is read."""
+    schema = in_files(tmp_path, events(), events())
+    (tmp_path / "events.parquet" / "0.parquet").write_bytes(b"nothing")
+    with pytest.raises(LogsError, match=r"0\.parquet: file: expected one that can be read"):
+        read_tables(tmp_path, schema)
+    assert read_tables(tmp_path, schema, skip_unreadable=True).events.height == 20
