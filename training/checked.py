@@ -64,10 +64,16 @@ class Checked:
         return self.table.filter(self.table[REASON].isnull())
 
     def verdict(self) -> Verdict:
-        """How many rows are malformed, and the first of them."""
+        """How many rows are malformed, and the first of them.
+
+        Raises `EngineError` unless every row of the files was read, once.
+        """
         reason, position = self.table[REASON], self.table[POSITION]
         counted = self.table.aggregate(rows=self.table.count(), bad=reason.count())
         rows, bad = self._engine.rows(counted)[0]
+        expected = sum(part.rows for part in self._opened)
+        if rows != expected:
+            raise EngineError(f"{self.file}: {rows} rows were read, the files say {expected}")
         listed = []
         if bad:
             first = self.table.filter(reason.notnull()).select(position, reason)

@@ -29,6 +29,8 @@ SPARK: dict[str, bool | float | int | str | None] = {
     "spark.sql.caseSensitive": True,
     "spark.ui.showConsoleProgress": False,
 }
+# Spark gives the name as in a URL; its decoder takes a plus for a space.
+SPARK_NAME = "url_decode(replace(_metadata.file_name, '+', '%2B'))"
 MICROSECONDS = {"s": 1_000_000, "ms": 1000}
 
 
@@ -131,7 +133,7 @@ class Spark:
             frame = frame.selectExpr(
                 *columns,
                 f"_metadata.row_index AS `{ROW}`",
-                f"_metadata.file_name AS `{NAME}`",
+                f"{SPARK_NAME} AS `{NAME}`",
             )
             frame.createOrReplaceTempView(view)
         return _table(view, schema, times)

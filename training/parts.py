@@ -9,7 +9,7 @@ file has two more columns, `LINE` and `REASON`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,12 @@ class Part:
     file: Path
     path: Path
     schema: pa.Schema
+    rows: int
+
+    @classmethod
+    def of(cls, file: Path, path: Path) -> Part:
+        with pq.ParquetFile(path) as opened:
+            return cls(file, path, opened.schema_arrow, opened.metadata.num_rows)
 
     @property
     def staged(self) -> bool:
@@ -66,7 +72,7 @@ class Parts:
                 path = file
                 if self.suffix != "parquet":
                     path = stage_csv(file, self._stage(work, index), reading)
-                opened.append(Part(file, path, pq.read_schema(path)))
+                opened.append(Part.of(file, path))
             except LogsError as error:
                 if error.column != "file":
                     raise
@@ -88,7 +94,7 @@ class Parts:
                 losses.add(part.file, f"row group {group}", error)
             if bad:
                 path = stage_readable(part.path, self._stage(work, index), columns, bad)
-                kept.append(replace(part, path=path, schema=pq.read_schema(path)))
+                kept.append(Part.of(part.file, path))
             else:
                 kept.append(part)
         return kept

@@ -116,7 +116,7 @@ class Tables:
             (folder / "events.parquet").mkdir()
             size = len(self.events) // files + 1
             for index in range(files):
-                path = folder / "events.parquet" / f"part {index}%20.parquet"
+                path = folder / "events.parquet" / f"part+{index} %20\u00e9.parquet"
                 pq.write_table(self.events.slice(index * size, size), path)
         schema = folder / "schema.toml"
         schema.write_text(SCHEMA, encoding="utf-8")

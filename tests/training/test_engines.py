@@ -46,12 +46,12 @@ def files(engine: Engine | None, source: Path, out: Path) -> tuple[Written, list
 
 
 @settings(
-    max_examples=4,
+    max_examples=2,
     deadline=None,
     phases=(Phase.generate,),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(tables(least=20))
+@given(tables(least=30, most=60))
 def test_spark_writes_what_duckdb_writes_to_the_byte(spark: Engine, drawn: Tables) -> None:
     """All tables, the counts and the listed rows, whatever the types and the number of files."""
     with tempfile.TemporaryDirectory() as name:
