@@ -80,7 +80,8 @@ def prepare(
     _known(theirs, schema)
     _needed(str(source), found, schema)
     present = {name: parts for name, parts in found.items() if parts}
-    reading = Reading.of([file for parts in present.values() for file in parts.files], update)
+    staged = [parts.files for parts in present.values() if parts.suffix != "parquet"]
+    reading = Reading.of([file for files in staged for file in files], update)
     losses = Losses(skip_unreadable)
     with _scratch(Path(out)) as work, start(work) as engine:
         opened = {name: parts.open(work, reading, losses) for name, parts in present.items()}
