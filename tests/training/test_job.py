@@ -286,6 +286,16 @@ def broken_schema(folder: Path) -> None:
         (unfinished, "evaluate --run run --baseline base", "base: not trained to the end"),
         (None, "export --run none --repository repository", "none: no readable run.json"),
         (None, "prepare --source amazon-csv --path none --out out", "none.events.csv.gz"),
+        (
+            None,
+            "prepare --source parquet --path none --schema data/schema.toml --out out",
+            "none: events: expected a table ending in parquet, csv, csv.gz",
+        ),
+        (
+            None,
+            "prepare --source parquet --path data --schema data/schema.toml --out out --column x=y",
+            "columns: x: expected one of ",
+        ),
     ],
 )
 def test_what_goes_wrong_is_one_line(
