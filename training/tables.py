@@ -170,11 +170,13 @@ def _ranked(engine: Engine, ts: ir.IntegerColumn, first: int, last: int, rank: i
     Found without sorting, from the highest bits that differ to the lowest: each pass counts the
     values of the next `RADIX_BITS`, so it needs the same memory whatever the number of rows.
     """
-    shift = (first ^ last).bit_length()
+    shift = 64 if first < 0 <= last else (first ^ last).bit_length()
     found = first >> shift  # all bits of the wanted ts above these
     while shift:
         step = min(RADIX_BITS, shift)
-        within = ts.as_table().filter((ts >> shift) == found)
+        within = ts.as_table()
+        if shift < 64:
+            within = within.filter((ts >> shift) == found)
         shift -= step
         digit = (within.ts >> shift).name("digit")
         counts = sorted(engine.rows(within.group_by(digit).aggregate(rows=within.count())))
