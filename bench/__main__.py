@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from bench import forms, graph, memory, plots, serving, swaps, tables, training
+from bench import forms, graph, memory, plots, profile, serving, swaps, tables, training
 from bench.graph import Exported
 from bench.measure import Machine, load, machine, pin
 from bench.servers import Cores, ServerError
@@ -84,6 +84,17 @@ def swaps_command(
     """Swaps of a version under load: failures, latencies during a swap, memory after all."""
     bench = Bench.start(out, quick=False)
     bench.swaps(bench.exported("sigmoid"), swaps)
+
+
+@app.command("profile")
+def profile_command(
+    form: Annotated[Literal["rows", "columns"], typer.Option(help="Of the requests.")] = "columns",
+    requests: Annotated[int, typer.Option(help="Profiled.")] = 500,
+    out: Out = OUT,
+) -> None:
+    """Where a request's time goes beside the model, by module."""
+    bench = Bench.start(out, quick=False)
+    bench.profile(bench.exported("sigmoid"), form, requests)
 
 
 @dataclass(frozen=True)
@@ -171,6 +182,12 @@ class Bench:
             found = swaps.measure(server, labels, plan)
         self.console.print(tables.swaps(found))
         self._write("swaps", plan=asdict(plan), **found.document())
+
+    def profile(self, exported: Exported, form: str, requests: int) -> None:
+        with self.console.status("profiling the service"):
+            found = profile.measure(exported, self.cores, form, requests)
+        self.console.print(tables.profile(found))
+        self._write("profile", **found)
 
     def _write(self, name: str, **found: Any) -> None:
         self.out.mkdir(parents=True, exist_ok=True)

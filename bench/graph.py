@@ -20,7 +20,7 @@ from model.contract.catalogue import Catalogue
 from model.contract.encode import Encoder, table_of
 from model.contract.ids import Vocabulary
 from model.contract.schema import Schema
-from model.din import Attention, DINConfig, din
+from model.din import Attention, DINConfig
 from model.layers import Activation, Dice
 from model.network import Network
 from service.engine import OnnxEngine
@@ -114,7 +114,7 @@ def network(found: Encoder, unit: Activation) -> Network:
     torch.manual_seed(0)
     config = DINConfig(dim=DIM, attention=ATTENTION, attention_activation=unit)
     sizes = {name: table.size for name, table in found.tables.items()}
-    made = din(found.schema, sizes, config).eval()
+    made = config.build(found.schema, sizes).eval()
     lively(made)
     return made
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from model.contract.batch import Batch
 from model.din import Attention
-from model.layers import Dice
+from model.layers import Dice, Dropout
 from model.network import Network
 from model.tensors import Tensors
 from training.dataset import Dataset
@@ -80,7 +80,7 @@ class Reference(nn.Module):
         self.unit = _layers([unit.first, unit.first_activation, *unit.rest])
         self.recency = copy.deepcopy(attention.recency)
         self.head = _layers(list(copy.deepcopy(network.head.layers)))
-        self.embedding_dropout = copy.deepcopy(network.embedding_dropout)
+        self.embedding_dropout = nn.Dropout(network.embedding_dropout.share)
 
     def forward(self, batch: Tensors) -> tuple[Tensor, Tensor]:
         """Logits (C, tasks) and the behaviours' weights (C, T)."""
@@ -120,8 +120,15 @@ class Reference(nn.Module):
         return x
 
 
+def _usual(layer: nn.Module) -> nn.Module:
+    """A layer of ours as it is usually had."""
+    if isinstance(layer, Dropout):
+        return nn.Dropout(layer.share)
+    return MaskedDice(layer) if isinstance(layer, Dice) else layer
+
+
 def _layers(layers: list[nn.Module]) -> nn.ModuleList:
-    return nn.ModuleList(MaskedDice(each) if isinstance(each, Dice) else each for each in layers)
+    return nn.ModuleList(map(_usual, layers))
 
 
 def padded(data: Dataset, at: Ints) -> Batch:

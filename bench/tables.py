@@ -147,6 +147,24 @@ def swaps(found: Found) -> Table:
     return table
 
 
+def profile(found: dict[str, Any]) -> Table:
+    plain, profiled = (found["loop_us"][name] for name in ("plain", "profiled"))
+    table = _table(
+        f"Beside the model, {found['form']}, N={found['candidates']}, T=50, one connection",
+        ["module"],
+        ["share", "profiled us/request"],
+    )
+    table.caption = (
+        f"The event loop's thread took {plain:,.0f} us a request, and {profiled:,.0f} while it was"
+        " profiled: shares count for more than times."
+    )
+    whole = sum(found["rows"].values())
+    for name, us in found["rows"].items():
+        if us >= whole / 200:
+            table.add_row(name, f"{us / whole:.1%}", f"{us:,.0f}")
+    return table
+
+
 def _histories(rows: Rows) -> str:
     found = {row["mix"]: row["lengths"] for row in rows}
     return "; ".join(f"{name}: {lengths}" for name, lengths in found.items()) + " behaviours."

@@ -11,7 +11,6 @@ import torch
 
 from bench.measure import interleaved, spread
 from bench.reference import ReferenceTraining
-from model.zoo import make
 from training import readers, world
 from training.dataset import Dataset, build, learn_encoder
 from training.logs import Logs
@@ -41,7 +40,7 @@ def measure(sets: dict[str, Dataset], rounds: int, seconds: float) -> dict[str, 
     config, how = settings(train.schema.name, "din", [])
     torch.manual_seed(0)
     sizes = {name: table.size for name, table in train.encoder.tables.items()}
-    network = make(config, train.schema, sizes)
+    network = config.build(train.schema, sizes)
     reference = ReferenceTraining(network, train, how, seed=0)
     trainer = Trainer(network, sets, how, seed=0, run=Path("unused"))
     steps = _steps(trainer)

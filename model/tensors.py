@@ -90,3 +90,28 @@ class Pairs(NamedTuple):
         first = counts.cumsum(0) - counts
         behaviour, row, age = self.behaviour[kept], self.row[kept], self.age[kept]
         return Pairs(candidate, behaviour, row, age, first)
+
+
+class Views(NamedTuple):
+    """The distinct stretches of histories that candidates see, T behaviours at most, T >= 1.
+
+    One for each owner and start, up to the last behaviour that any of its candidates sees; where
+    ``whole``, one for each owner, start and stop.
+    """
+
+    row: Tensor  # (V, T) rows of Tensors.behaviours(); behind the last of them where there is none
+    length: Tensor  # (V,)
+    of: Tensor  # (C,) the view of each candidate
+
+    @classmethod
+    def of_batch(cls, batch: Tensors, whole: bool) -> Views:
+        line = batch.history.shape[1] + 1
+        key = batch.owner * line + batch.start
+        key, of = (key * line + batch.stop if whole else key).unique(return_inverse=True)
+        length = torch.zeros_like(key).scatter_reduce(0, of, batch.stop - batch.start, "amax")
+        users = batch.spans()
+        before = (users.cumsum(0) - users).index_select(0, batch.owner) + batch.start
+        first = torch.zeros_like(key).scatter(0, of, before)  # the same for all of a view
+        at = torch.arange(max(1, int(length.max())))
+        row = torch.where(at < length[:, None], first[:, None] + at, users.sum())
+        return cls(row, length, of)

@@ -1,5 +1,6 @@
 """The offline job's commands: prepare, fit, evaluate, export, push, each of which reads what the
-last one left. Those of the closed loop are in `training.loop_commands`.
+last one left. Those of the closed loop are in `training.loop_commands`, and `compare` is in
+`training.comparison.command`.
 """
 
 from __future__ import annotations
@@ -7,8 +8,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ import typer
 from rich.console import Console
 
 from training import loop_commands
+from training.comparison import command
 from training.loop_commands import complain
 
 # Threads that wait by spinning take the cores from those that work; read when torch is loaded.
@@ -32,7 +34,12 @@ console = Console(stderr=True)
 
 class Source(StrEnum):
     movielens_1m = "movielens-1m"
+    movielens_20m = "movielens-20m"
     amazon_csv = "amazon-csv"
+    amazon_reviews = "amazon-reviews"
+    alimama = "alimama"
+    ali_ccp = "ali-ccp"
+    taobao = "taobao"
     synthetic = "synthetic"
     parquet = "parquet"
 
@@ -54,8 +61,11 @@ def prepare(
     path: Annotated[
         Path | None,
         typer.Option(
-            help="movielens-1m: the official zip; amazon-csv: the common prefix of the three "
-            "files; parquet: the folder of your events, items and users tables (Parquet or CSV)."
+            help="movielens-1m, movielens-20m: the official zip; amazon-csv: the common prefix of "
+            "the three files; amazon-reviews: the reviews_X_5.json.gz beside its metadata, or "
+            "their folder; alimama, ali-ccp: the folder of the official files; taobao: "
+            "UserBehavior.csv or its zip; parquet: the folder of your events, items and users "
+            "tables (Parquet or CSV)."
         ),
     ] = None,
     test_users: Annotated[
@@ -87,37 +97,60 @@ def prepare(
         ),
     ] = None,
     users: Annotated[int, typer.Option(min=1, help="synthetic: number of users.")] = 2000,
+    conversions: Annotated[
+        bool, typer.Option("--conversions", help="synthetic: a second task, conversion.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of drawn negatives and synthetic worlds.")] = 0,
     max_bad_share: Annotated[
         float, typer.Option(min=0, max=1, help="Stop when more rows than this are malformed.")
     ] = 0.001,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Take a part of a data set whose published size is known."),
+    ] = False,
 ) -> None:
     """Read raw logs into the canonical form: events, items and users as Parquet, and the schema."""
     from terminal.progress import progress
     from training import readers, report, world
+    from training.logs import Logs
 
-    if source is not Source.synthetic and path is None:
-        raise typer.BadParameter(f"--path is needed for {source}")
-    if source is Source.parquet and schema is None:
-        raise typer.BadParameter("--schema is needed for parquet")
-    if any("=" not in each for each in column or []):
-        raise typer.BadParameter("--column: expected canonical=yours")
-    if master is not None and engine is not EngineName.spark:
-        raise typer.BadParameter("--master is for --engine spark")
-    for name, value in {"engine": engine, "memory": memory, "unreadable": unreadable}.items():
-        if value is not None and source is not Source.parquet:
-            raise typer.BadParameter(f"--{name} is for --source parquet")
+    official: dict[Source, Callable[..., Logs]] = {
+        Source.movielens_20m: readers.read_movielens_20m,
+        Source.amazon_reviews: readers.read_amazon_reviews,
+        Source.alimama: readers.read_alimama,
+        Source.ali_ccp: readers.read_ali_ccp,
+        Source.taobao: readers.read_taobao,
+    }
+    own = source is Source.parquet
+    for_own = {"engine": engine, "memory": memory, "unreadable": unreadable}
+    refused = {
+        f"--path is needed for {source}": source is not Source.synthetic and path is None,
+        f"--partial: expected one of {', '.join(official)} as --source": partial
+        and source not in official,
+        "--conversions is for synthetic": conversions and source is not Source.synthetic,
+        "--schema is needed for parquet": own and schema is None,
+        "--column: expected canonical=yours": any("=" not in each for each in column or []),
+        "--master is for --engine spark": master is not None and engine is not EngineName.spark,
+        **{
+            f"--{name} is for --source parquet": given and not own
+            for name, given in for_own.items()
+        },
+    }
+    for why, broken in refused.items():
+        if broken:
+            raise typer.BadParameter(why)
     mebibytes = None if memory is None else _mebibytes(memory)
 
     with progress(console) as update:
-        if source is Source.parquet and path and schema:
+        if own and path and schema:
             from training import engines, tables
 
+            chosen = engine or EngineName.duckdb
             written = tables.prepare(
                 path,
                 schema,
                 out,
-                partial(engines.start, engine or "duckdb", master=master, memory=mebibytes),
+                lambda folder: engines.start(chosen, folder, master, mebibytes),
                 columns=dict(each.split("=", 1) for each in column or []),
                 max_bad_share=max_bad_share,
                 skip_unreadable=unreadable is Unreadable.skip,
@@ -132,8 +165,13 @@ def prepare(
                 logs = readers.read_amazon(
                     path, seed=seed, max_bad_share=max_bad_share, update=update
                 )
+            elif source in official and path:
+                logs = official[source](
+                    path, seed=seed, partial=partial, max_bad_share=max_bad_share, update=update
+                )
             else:
-                logs = world.World(users=users, seed=seed).logs(update=update)
+                made = world.World(users=users, seed=seed, conversions=conversions)
+                logs = made.logs(update=update)
             written = logs.write(out, update)
     report.prepared(console, out, written)
 
@@ -150,7 +188,7 @@ def _mebibytes(memory: str) -> int:
 def fit(
     data: Annotated[Path, typer.Option(help="Folder that prepare wrote.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; one that was killed goes on.")],
-    model: Annotated[str, typer.Option(help="din or base.")] = "din",
+    model: Annotated[str, typer.Option(help="din, base, ...: docs/models.md.")] = "din",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights, bit for bit.")] = 0,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, over the data set's recipe.")
@@ -238,6 +276,7 @@ def push(
     console.print(f"{found.name}: versions {versions}; the labels are there", soft_wrap=True)
 
 
+command.add_to(app)
 loop_commands.add_to(app)
 
 

@@ -8,7 +8,7 @@ in between: what is new starts afresh.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 
 from model.contract.ids import FIRST, OOV, PAD, Keys, Vocabulary
-from model.contract.schema import Schema
+from model.contract.schema import GROUPS, Schema
+from model.zoo import CONFIGS
 from training.vocabulary import Seen
 
 # The options that decide what the weights of a part mean: where one differs, the part is fresh.
 _PARTS = {
     "embeddings": ("dim",),
     "history": ("dim",),
-    "interest": ("dim", "attention", "attention_activation", "weights"),
+    "interest": ("dim", "attention", "attention_activation", "interaction", "weights"),
     "head": ("dim", "head", "head_activation", "product"),
 }
+
+_KNOWN = {"din", "base"}  # models whose every part is known here
 
 _PLAIN = ("candidate", "interest")
 
@@ -74,7 +77,7 @@ def carry(
         if axes is None or before is None or not _fits(weight, before, axes):
             continue
         weights[name] = found = _placed(weight, before, axes)
-        if name.startswith(("embeddings.", "history.")):
+        if "tables" in name.split(".") or name.startswith("history."):
             # Nothing was known of the new columns of an unknown id either: they add nothing.
             unknown = _placed(weight[:1] * 0, before[OOV : OOV + 1], {**axes, 0: np.zeros(1, int)})
             found[torch.from_numpy(np.flatnonzero(axes[0] < 0))] += unknown
@@ -91,7 +94,7 @@ class _Places:
     """Where each row and column of a network's weights stood in another one's."""
 
     def __init__(self, old: Outline, new: Outline) -> None:
-        self.old, self.new = old, new
+        self.old, self.new = _complete(old), _complete(new)
         self._rows = {name: self._table(name) for name in new.schema.tables}
 
     def of(self, name: str) -> dict[int, Ints] | None:
@@ -99,6 +102,8 @@ class _Places:
         new; axes that are left out did not change. None where the weights mean something else."""
         old, new = self.old, self.new
         part, *rest = name.split(".")
+        if part not in ("embeddings", "history") and not {old.model, new.model} <= _KNOWN:
+            return self._of_other(rest)
         if old.model != new.model and part == "interest":
             return None
         if any(old.options.get(each) != new.options.get(each) for each in _PARTS[part]):
@@ -124,6 +129,18 @@ class _Places:
             case ["interest", "recency"]:
                 ages = np.arange(new.schema.history_length)
                 return {0: np.where(ages < old.schema.history_length, ages, -1)}
+        return {}
+
+    def _of_other(self, rest: Sequence[str]) -> dict[int, Ints] | None:
+        """Likewise of a part of another model: nothing moves but the rows of tables, and nothing
+        is known where the model, its options or the fields are not the same."""
+        old, new = self.old, self.new
+        if (old.model, old.options) != (new.model, new.options) or _fields(old) != _fields(new):
+            return None
+        match rest:
+            case [*_, "tables", table, "weight"]:
+                rows = self._rows[table]
+                return None if rows is None else {0: rows}
         return {}
 
     def tables(self) -> dict[str, dict[str, int]]:
@@ -154,6 +171,22 @@ class _Places:
         return np.where(block < 0, -1, block * dim + np.arange(dim)).reshape(-1)
 
 
+def _complete(outline: Outline) -> Outline:
+    """With the defaults of options that there were not yet when it was written."""
+    default = asdict(CONFIGS[outline.model]()) if outline.model in CONFIGS else {}
+    return replace(outline, options={**default, **outline.options})
+
+
+def _fields(outline: Outline) -> list[Hashable]:
+    schema = outline.schema
+    fields = [
+        (group, each.name, each.table, each.width)
+        for group in GROUPS
+        for each in schema.group(group)
+    ]
+    return [schema.tasks, schema.history_length, *fields]
+
+
 def rows_by_key(old: Keys, new: Keys) -> Ints:
     """The old row of each row of a vocabulary [n + 2] of the ``new`` keys [n], -1 for new ids."""
     rows = Vocabulary(old).rows(new)
@@ -165,7 +198,15 @@ def _of_gate(outline: Outline) -> list[Hashable]:
 
 
 def _of_unit(outline: Outline) -> list[Hashable]:
-    return [(part, item.name) for part in ("q", "k", "q-k", "q*k") for item in outline.schema.item]
+    """Of an outer product there is a block for each column of q and item field of k."""
+    items = [item.name for item in outline.schema.item]
+    interaction = outline.options["interaction"]
+    if interaction == "outer":
+        columns = [(q, at) for q in items for at in range(int(outline.options["dim"]))]
+        plain: list[Hashable] = [(part, item) for part in ("q", "k") for item in items]
+        return plain + [(*column, k) for column in columns for k in items]
+    parts = ("q", "k", "q*k") if interaction == "product" else ("q", "k", "q-k", "q*k")
+    return [(part, item) for part in parts for item in items]
 
 
 def _of_head(outline: Outline) -> list[Hashable]:

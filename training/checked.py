@@ -18,8 +18,8 @@ from training import checks
 from training.checks import POSITION, Checks, is_time
 from training.engines import NAME, ROW, Engine, EngineError
 from training.logs import LISTED, LogsError, event_columns, item_columns, user_columns
-from training.parts import Losses, Part, Parts
-from training.rows import LINE, REASON, Verdict
+from training.rows import LINE, REASON, Dropped
+from training.table_files import Losses, Part, Parts
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -63,7 +63,7 @@ class Checked:
     def sound(self) -> ir.Table:
         return self.table.filter(self.table[REASON].isnull())
 
-    def verdict(self) -> Verdict:
+    def dropped(self) -> Dropped:
         """How many rows are malformed, and the first of them.
 
         Raises `EngineError` unless every row of the files was read, once.
@@ -80,7 +80,7 @@ class Checked:
             for at, why in self._engine.rows(first.order_by(POSITION).limit(LISTED)):
                 file = self._opened[at >> LINE_BITS].file
                 listed.append((str(file), at & ((1 << LINE_BITS) - 1), why))
-        return Verdict(self.file, rows, bad, tuple(listed))
+        return Dropped(self.file, rows, bad, tuple(listed))
 
     def _checked(self) -> ir.Table:
         each = Checks(self.file, self._raw(), self._kinds)

@@ -20,11 +20,14 @@ from torch import Tensor, nn
 
 from model.contract.batch import Batch, merge
 from model.contract.encode import Encoder
-from model.din import Attention
+from model.dien import AUGRU
+from model.din import LocalActivationUnit
+from model.layers import MLP
 from model.network import Network
 from model.tensors import Dense, Tensors
 from training.calibrate import Calibration
 from training.fold import fold
+from training.recurrent import AUGRUNode, RecurrentNode
 from training.unit import UnitNode
 
 OPSET = 20
@@ -61,7 +64,9 @@ class Calibrated(nn.Module):
 
 def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> bytes:
     """The graph as ONNX bytes. All sizes are dynamic; an input per group that has fields."""
-    feeds = random_batch(encoder, users=3, length=5, candidates=7, seed=0).feeds()
+    # No size of the example, nor one that follows from it, may be 1: the exporter would fix it.
+    length = 2 * encoder.schema.history_length + 9
+    feeds = random_batch(encoder, users=3, length=length, candidates=7, seed=0).feeds()
     dynamic = torch.export.Dim.DYNAMIC
     shapes = [
         {0: dynamic, 1: dynamic} if name in ("history", "grid") else {0: dynamic} for name in feeds
@@ -93,12 +98,24 @@ def _prepared(network: nn.Module) -> list[onnx.FunctionProto]:
     """Bring our network into the form that is exported; the functions its graph will call."""
     if not isinstance(network, Network):  # a reference is exported as it is
         return []
-    network.head.layers = fold(network.head.layers).float()
-    if not isinstance(network.interest, Attention):
-        return []
-    unit = UnitNode(network.interest.unit)
-    network.interest.unit = unit  # type: ignore[assignment]
-    return [unit.function(OPSET)]
+    for each in [each for each in network.modules() if isinstance(each, MLP)]:
+        each.layers = fold(each.layers).float()
+    functions = []
+    for parent in list(network.modules()):
+        for name, layer in parent.named_children():
+            match layer:
+                case LocalActivationUnit():
+                    node: nn.Module = UnitNode(layer)
+                case AUGRU():
+                    node = AUGRUNode(layer)
+                case nn.GRU() | nn.LSTM():
+                    node = RecurrentNode(layer)
+                case _:
+                    continue
+            setattr(parent, name, node)
+            if isinstance(node, UnitNode | AUGRUNode):
+                functions.append(node.function(OPSET))
+    return functions
 
 
 def session(graph: bytes) -> onnxruntime.InferenceSession:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
 
-from model.network import Network
-from model.zoo import configure, make
+from model.contract.encode import Encoder
+from model.network import Network, NetworkConfig
+from model.zoo import configure
 from terminal.progress import Update
 from training import calibrate, checkpoint, metrics, state, vocabulary, window
 from training.calibrate import Calibration, sigmoid
@@ -21,10 +22,21 @@ from training.dataset import Dataset, build, learn_encoder
 from training.drift import HISTOGRAM, histogram
 from training.golden import golden_requests
 from training.logs import Logs, LogsError
-from training.recipe import settings
+from training.recipe import hold, settings
 from training.run import Run, RunError
 from training.state import State
 from training.trainer import FitConfig, Trainer, predict
+from training.vocabulary import Seen
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Logs as networks take them: the ids that have a row, the encoder of those, and the splits."""
+
+    logs: Logs
+    seen: Mapping[str, Seen]
+    encoder: Encoder
+    sets: dict[str, Dataset]
 
 
 def fit(
@@ -47,52 +59,84 @@ def fit(
     update("read", 0, 0, {})
     logs = Logs.read(data)
     config, how = settings(logs.schema.name, model, given)
-    about = {
-        "model": model,
-        "options": plain(asdict(config)),
-        "fit": asdict(how),
-        "seed": seed,
-        "threads": threads,
-        "data": str(data.resolve()),
-        "logs": _digest(data),
-    }
+    hold(logs.schema, config, how)
+    about = describe(data, digest(data), model, config, how, seed, threads)
     run = Run(out)
     if run.found(about) and (finished := run.results()):
         checkpoint.remove(out)  # of a fit that was killed right after its end
         return finished, False
-    return train(run, logs, about, update), True
+    return train(run, encode(logs, data, update), about, update), True
 
 
-def train(
-    run: Run,
+def describe(
+    data: Path,
+    logs: str,
+    model: str,
+    config: NetworkConfig,
+    how: FitConfig,
+    seed: int,
+    threads: int,
+) -> dict[str, Any]:
+    """What run.json says of a run before it starts; ``logs`` is their `digest`."""
+    return {
+        "model": model,
+        "options": plain(asdict(config)),
+        "fit": plain(asdict(how)),
+        "seed": seed,
+        "threads": threads,
+        "data": str(data.resolve()),
+        "logs": logs,
+    }
+
+
+def encode(
     logs: Logs,
-    about: Mapping[str, Any],
+    data: Path,
     update: Update,
     *,
     start: State | None = None,
     forget_days: int | None = None,
-) -> dict[str, Any]:
-    """Train a network ``about`` which run.json says everything, calibrate it on the validation
-    impressions, measure it and write all down; the run's results.
+) -> Encoded:
+    """The logs, read from the folder ``data``, encoded for any number of runs.
 
-    With the state of an earlier version it goes on from there: see `training.carry`. Ids not seen
-    for ``forget_days`` get no row.
+    Ids that ``start`` knew have a row too; those not seen for ``forget_days`` have none. Raises
+    `LogsError` when a split has no impressions.
     """
-    config, how = configure(about["model"], about["options"]), FitConfig(**about["fit"])
     update("encode", 0, 0, {})
     seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days)
     encoder = learn_encoder(logs, seen)
     sets = build(logs, encoder)
     for split, part in sets.items():
-        _need(Path(about["data"]), split, part)
+        _need(data, split, part)
+    _need_both_labels(data, logs, sets["train"])
+    return Encoded(logs, seen, encoder, sets)
+
+
+def train(
+    run: Run,
+    encoded: Encoded,
+    about: Mapping[str, Any],
+    update: Update,
+    *,
+    start: State | None = None,
+    keep_logits: bool = False,
+) -> dict[str, Any]:
+    """Train a network ``about`` which run.json says everything, calibrate it on the validation
+    impressions, measure it and write all down; the run's results.
+
+    With the state of an earlier version it goes on from there: see `training.carry`. The test
+    impressions' logits are kept beside it if asked for.
+    """
+    config, how = configure(about["model"], about["options"]), FitConfig.of(about["fit"])
+    logs, seen, encoder, sets = encoded.logs, encoded.seen, encoded.encoder, encoded.sets
     run.start(logs.schema_text, encoder, golden_requests(logs), about)
     torch.manual_seed(about["seed"])
     sizes = {name: table.size for name, table in encoder.tables.items()}
-    network = make(config, logs.schema, sizes)
+    network = config.build(logs.schema, sizes)
     trainer = Trainer(network, sets, how, about["seed"], run.folder, warm=start is not None)
     carried = _go_on(trainer, start, Outline(logs.schema, about["model"], about["options"], seen))
     progress = trainer.fit(update)
-    network.embeddings.settle_unknown(trainer.counts)
+    network.settle_unknown(trainer.counts)
     measured = {name: sets[name] for name in ("validation", "test")}
     logits = _predict(network, measured, update)
     calibration = calibrate.fit(logits["validation"], sets["validation"].label, how.negatives_kept)
@@ -116,6 +160,8 @@ def train(
     scores = sigmoid(calibration.apply(logits["validation"]))
     spread = {task: histogram(scores[:, at]) for at, task in enumerate(logs.schema.tasks)}
     told = {HISTOGRAM: spread, "learnt_until": window.learnt_until(logs), **carried}
+    if keep_logits:
+        run.keep_logits(logits["test"])
     run.finish(network, calibration, {**results, **told})
     checkpoint.remove(run.folder)
     return results
@@ -174,7 +220,7 @@ def baseline(folder: Path, run: Path, data: Path | None) -> dict[str, float]:
     about = Run(folder).about()
     if "metrics" not in about:
         raise RunError(f"{folder}: not trained to the end; run fit again to go on")
-    if about["logs"] != (_digest(data) if data else Run(run).about()["logs"]):
+    if about["logs"] != (digest(data) if data else Run(run).about()["logs"]):
         raise RunError(f"{folder}: measured on other logs than {run}")
     found: dict[str, float] = about["metrics"]["test"]
     return found
@@ -209,16 +255,27 @@ def _measure(
 
 def _need(data: Path, split: str, part: Dataset) -> None:
     if not len(part):
-        raise LogsError(str(data / "events.parquet"), "split", f"impressions with split {split}")
+        expected = f"impressions with split {split}, found none"
+        raise LogsError(str(data / "events.parquet"), "split", expected)
 
 
-def _digest(data: Path) -> str:
+def _need_both_labels(data: Path, logs: Logs, train: Dataset) -> None:
+    """Of one task at least: with one class there is nothing to learn."""
+    low, high = train.label.min(0), train.label.max(0)
+    if (low == high).all():
+        tasks = logs.schema.tasks
+        seen = ", ".join(f"{task} {label:.0f}" for task, label in zip(tasks, low, strict=True))
+        expected = f"both labels of some task among the train impressions, found only {seen}"
+        raise LogsError(str(data / "events.parquet"), tasks[0], expected)
+
+
+def digest(data: Path) -> str:
     """sha256 of the prepared logs: a run that goes on must go on with the same ones."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name in ("events.parquet", "items.parquet", "users.parquet", "schema.toml"):
         with (data / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:

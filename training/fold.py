@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from model.layers import Dice
+from model.layers import Dice, Dropout
 
 
 class FoldedDice(nn.Module):
@@ -32,12 +32,25 @@ class FoldedDice(nn.Module):
         return (z + self.c) * (torch.sigmoid(z) + self.g)
 
 
+class Gain(nn.Module):
+    """A factor for each neuron."""
+
+    gain: Tensor
+
+    def __init__(self, gain: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("gain", gain)
+
+    def forward(self, s: Tensor) -> Tensor:  # (..., width)
+        return s * self.gain
+
+
 def fold(layers: Iterable[nn.Module]) -> nn.Sequential:
     """The same function, in inference, of linear layers with activations between, in float64.
 
-    A linear layer must be the last; dropout is left out.
+    Dropout is left out. The gain of a last Dice, which no linear layer takes in, stays a factor.
     """
-    kept = [each for each in layers if not isinstance(each, nn.Dropout)]
+    kept = [each for each in layers if not isinstance(each, Dropout)]
     gain = torch.ones((), dtype=torch.float64)
     folded: list[nn.Module] = []
     for each in kept:
@@ -56,6 +69,8 @@ def fold(layers: Iterable[nn.Module]) -> nn.Sequential:
             folded.append(FoldedDice(mean * scale, alpha / share))
         else:
             folded.append(copy.deepcopy(each).double())
+    if isinstance(kept[-1], Dice):
+        folded.append(Gain(gain))
     return nn.Sequential(*folded)
 
 

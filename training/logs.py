@@ -18,7 +18,8 @@ split           String    train, validation or test; null when the event is not 
 each task       Int8      0 or 1; null when the event is not an impression
 each field      by kind   the schema's behaviour, context and ad fields: String for a category,
                           List[String] for tags, Float64 for a number
-probability     Float64   optional: the true click probability, known for synthetic logs only
+probability     Float64   optional: the true probability of the first task, known for synthetic logs
+                          only; that of another is in TASK.probability
 seen_length     Int64     optional: how many behaviours the impression's score looked at; null where
                           that is not known, and the impression sees those with an earlier ts
 seen_newest     Int64     optional: the newest ts among them; null where there are none
@@ -29,9 +30,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -41,8 +42,7 @@ from terminal.progress import Update, quiet
 
 SPLITS = ("train", "validation", "test")
 TABLES = ("events.parquet", "items.parquet", "users.parquet")
-OPTIONAL = {"probability": pl.Float64(), "seen_length": pl.Int64(), "seen_newest": pl.Int64()}
-SEEN = {"seen_length", "seen_newest"}  # both or neither
+SEEN = {"seen_length": pl.Int64(), "seen_newest": pl.Int64()}  # both or neither
 LISTED = 20
 BadRow = tuple[str, int, str]
 
@@ -71,13 +71,20 @@ class Lost:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: rows of each table, impressions of each split; and what was left out."""
+    """What was written: rows of each table, impressions of each split; and what was left out.
+
+    ``labels`` has, for each split and task, the least and the greatest label, and ``alone`` is the
+    number of users with one event only.
+    """
 
     events: int
     items: int
     users: int
     splits: dict[str, int]
+    labels: dict[str, dict[str, tuple[int, int]]]
+    alone: int
     malformed: Malformed
+    left_out: Mapping[str, int] = field(default_factory=dict)
     lost: tuple[Lost, ...] = ()
 
 
@@ -100,7 +107,7 @@ def column_type(field: Field) -> pl.DataType:
 
 
 def event_columns(schema: Schema) -> dict[str, pl.DataType]:
-    """Names and types of the events' columns, those that are `OPTIONAL` left out."""
+    """Names and types of the events' columns, those that are optional left out."""
     fixed = {"user_id": pl.String(), "item_id": pl.String(), "ts": pl.Int64()}
     fields = (*schema.behaviour, *schema.context, *schema.ad)
     return {
@@ -110,6 +117,12 @@ def event_columns(schema: Schema) -> dict[str, pl.DataType]:
         **{task: pl.Int8() for task in schema.tasks},
         **{field.name: column_type(field) for field in fields},
     }
+
+
+def optional_columns(schema: Schema) -> dict[str, pl.DataType]:
+    """Names and types of the events' columns that need not be there."""
+    names = ["probability", *(f"{task}.probability" for task in schema.tasks[1:])]
+    return {**dict.fromkeys(names, pl.Float64()), **SEEN}
 
 
 def item_columns(schema: Schema) -> dict[str, pl.DataType]:
@@ -145,7 +158,8 @@ def whole(folder: str | Path, schema_text: str) -> Iterator[Path]:
 class Logs:
     """Events, items and users in the canonical form, with the schema and its text.
 
-    ``malformed`` says what the reader dropped; it isn't written.
+    ``malformed`` says what the reader dropped, and ``left_out`` how much of what was sound its
+    protocol has no use for; neither is written.
     """
 
     schema: Schema
@@ -154,6 +168,7 @@ class Logs:
     users: pl.DataFrame
     schema_text: str
     malformed: Malformed = Malformed()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -163,13 +178,15 @@ class Logs:
         items: pl.DataFrame,
         users: pl.DataFrame,
         malformed: Malformed | None = None,
+        left_out: Mapping[str, int] | None = None,
     ) -> Logs:
         """Sort the events, put the columns in order and check them.
 
         Raises `LogsError` and `SchemaError`.
         """
         schema = Schema.load(schema_path)
-        names = [*event_columns(schema), *(name for name in OPTIONAL if name in events.columns)]
+        optional = [name for name in optional_columns(schema) if name in events.columns]
+        names = [*event_columns(schema), *optional]
         logs = cls(
             schema,
             events.select(names).sort("user_id", "ts", maintain_order=True),
@@ -177,6 +194,7 @@ class Logs:
             users.select(list(user_columns(schema))),
             schema_path.read_bytes().decode(),
             malformed or Malformed(),
+            {why: count for why, count in (left_out or {}).items() if count},
         )
         logs.check()
         return logs
@@ -190,7 +208,9 @@ class Logs:
         folder = Path(folder)
         path = folder / "schema.toml"
         schema = Schema.load(path)
-        events = _read(folder / "events.parquet", event_columns(schema), tuple(OPTIONAL))
+        events = _read(
+            folder / "events.parquet", event_columns(schema), tuple(optional_columns(schema))
+        )
         items = _read(folder / "items.parquet", item_columns(schema))
         users = _read(folder / "users.parquet", user_columns(schema))
         logs = cls(schema, events, items, users, path.read_bytes().decode())
@@ -206,9 +226,22 @@ class Logs:
                 frame.write_parquet(fresh / table)
                 done += frame.height
                 update("write rows", done, total, {})
+        return self.written()
+
+    def written(self) -> Written:
+        """What `write` writes."""
+        tasks = self.schema.tasks
+        ends = [end for task in tasks for end in (pl.min(task), pl.max(task).alias(f"max {task}"))]
+        shown = self.events.lazy().filter(pl.col("split").is_not_null()).group_by("split")
+        splits, labels = {}, {}
+        for split, rows, *found in shown.agg(pl.len(), *ends).collect().iter_rows():
+            splits[split] = rows
+            pairs = zip(found[::2], found[1::2], strict=True)
+            labels[split] = dict(zip(tasks, pairs, strict=True))
+        each = self.events.lazy().group_by("user_id").len()
+        alone = each.select((pl.col("len") == 1).sum()).collect().item()
         events, items, users = (frame.height for frame in self._tables().values())
-        splits = dict(self.events["split"].drop_nulls().value_counts().iter_rows())
-        return Written(events, items, users, splits, self.malformed)
+        return Written(events, items, users, splits, labels, alone, self.malformed, self.left_out)
 
     def check(self, folder: Path | None = None) -> None:
         """Hold the tables to the canonical form; ``folder`` only names them. Raises `LogsError`."""
@@ -216,7 +249,8 @@ class Logs:
         for (file, frame), columns in zip(self._tables().items(), wanted, strict=True):
             where = str(folder / file) if folder else file
             if file == "events.parquet":
-                extra = {name: kind for name, kind in OPTIONAL.items() if name in frame.columns}
+                optional = optional_columns(self.schema).items()
+                extra = {name: kind for name, kind in optional if name in frame.columns}
                 _check_types(where, frame, {**columns, **extra})
                 _check_events(where, frame, self.schema)
             else:
@@ -272,10 +306,11 @@ def _check_events(file: str, frame: pl.DataFrame, schema: Schema) -> None:
         hold(task, ~pl.col(task).is_in([0, 1]), "0, 1 or null")
         without = pl.col(task).is_null() != pl.col("split").is_null()
         hold(task, without, "a label where there is a split, and null elsewhere")
-    if "probability" in frame.columns:
-        hold("probability", ~pl.col("probability").is_between(0, 1), "numbers from 0 to 1")
-    if SEEN & set(frame.columns):
-        _check_types(file, frame, {name: OPTIONAL[name] for name in sorted(SEEN)})
+    for name, kind in optional_columns(schema).items():
+        if name in frame.columns and kind == pl.Float64:
+            hold(name, ~pl.col(name).is_between(0, 1), "numbers from 0 to 1")
+    if SEEN.keys() & set(frame.columns):
+        _check_types(file, frame, dict(SEEN))
         length, newest = pl.col("seen_length"), pl.col("seen_newest")
         hold("seen_length", length < 0, "numbers from 0")
         hold("seen_length", length.is_not_null() & pl.col("split").is_null(), "impressions only")

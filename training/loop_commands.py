@@ -216,7 +216,7 @@ def retrain(
         typer.Option(formats=[DAY], help="A day whose impressions are left out, as poisoned ones."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="din or base; default: as the current version.")
+        str | None, typer.Option(help="As of fit; default: as the current version.")
     ] = None,
     setting: Annotated[
         list[str] | None,

@@ -1,178 +1,134 @@
-"""The files of a team's tables: found, brought into a form that engines read, and the lost ones.
-
-A table is one .parquet, .csv or .csv.gz file, or a folder of files with that ending. Engines read
-Parquet files in place. CSV files become Parquet first, one after the other and in bounded memory,
-and so does what is left of a Parquet file of which some row groups can't be read; such a staged
-file has two more columns, `LINE` and `REASON`.
-"""
+"""A source file's text in parts of whole lines: decompressed on the way, never held whole."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import gzip
+import math
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from terminal.progress import Update
+from training.logs import LogsError
 
-from training.logs import LogsError, Lost
-from training.rows import LINE, REASON, Reading, csv_pieces
+SLICE = 1 << 24
+LONGEST_LINE = 1 << 26
+UNREADABLE = (
+    *(OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError),
+    *(NotImplementedError, RuntimeError),  # a zip with another compression, or a password
+)
 
-SUFFIXES = ("parquet", "csv", "csv.gz")
-STAGED = ".staged"
+
+class _Text(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass
-class Losses:
-    """Stops the job at the first file or row group that can't be read, or lists it and goes on."""
+class Reading:
+    """How far some files are read: ``update`` is told of the bytes on disk, in kB."""
 
-    skip: bool = False
-    lost: list[Lost] = field(default_factory=list)
-
-    def add(self, file: Path, part: str, error: object) -> None:
-        if not self.skip:
-            raise LogsError(str(file), part, f"one that can be read ({error})")
-        self.lost.append(Lost(str(file), part, str(error)))
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file of a table; ``path`` is what an engine reads of it, in place or staged."""
-
-    file: Path
-    path: Path
-    schema: pa.Schema
-    rows: int
+    update: Update
+    total: int
+    done: float = 0.0
 
     @classmethod
-    def of(cls, file: Path, path: Path) -> Part:
-        with pq.ParquetFile(path) as opened:
-            return cls(file, path, opened.schema_arrow, opened.metadata.num_rows)
+    def of(cls, files: Sequence[TextFile], update: Update) -> Reading:
+        return cls(update, sum(file.size for file in files))
 
-    @property
-    def staged(self) -> bool:
-        return self.path.suffix == STAGED
+    def add(self, size: float) -> None:
+        """Rows were cut from so many more bytes."""
+        self.done += size
+        done, total = (math.ceil(size / 1000) for size in (self.done, self.total))
+        self.update("read kB", min(done, total), total, {})
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The files of one table, in order of their names."""
+class TextFile:
+    """A text: a plain file, a .gz, the member of a .tar.gz that has its name, or one of a zip."""
 
-    name: str  # events, items or users
-    suffix: str  # one of SUFFIXES
-    path: Path  # the file, or the folder of the files
-    files: tuple[Path, ...]
+    path: Path
+    member: str = ""
 
-    def open(self, work: Path, reading: Reading, losses: Losses) -> list[Part]:
-        """Those that can be opened, CSV files staged in the folder ``work``. Raises `LogsError`."""
-        opened = []
-        for index, file in enumerate(self.files):
-            try:
-                path = file
-                if self.suffix != "parquet":
-                    path = stage_csv(file, self._stage(work, index), reading)
-                opened.append(Part.of(file, path))
-            except LogsError as error:
-                if error.column != "file":
-                    raise
-                losses.add(file, "file", error.expected)
-            except (OSError, pa.ArrowException) as error:
-                losses.add(file, "file", error)
-        if not opened:
-            raise LogsError(str(self.path), "file", "one that can be read, at least")
-        return opened
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return f"{self.path}/{self.member}" if self.member else str(self.path)
 
-    def without_unreadable(
-        self, opened: Iterable[Part], columns: Sequence[str], work: Path, losses: Losses
-    ) -> list[Part]:
-        """The parts with those staged of which a row group can't be read; reads all of them."""
-        kept = []
-        for index, part in enumerate(opened):
-            bad = {} if part.staged else unreadable(part.path, columns)
-            for group, error in bad.items():
-                losses.add(part.file, f"row group {group}", error)
-            if bad:
-                path = stage_readable(part.path, self._stage(work, index), columns, bad)
-                kept.append(Part.of(part.file, path))
+    @property
+    def size(self) -> int:
+        """Bytes on disk; 0 where there is no such file, of which `parts` will complain."""
+        try:
+            if not self.member:
+                return self.path.stat().st_size
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.getinfo(self.member).compress_size
+        except (KeyError, *UNREADABLE):
+            return 0
+
+    def parts(self, reading: Reading) -> Iterator[bytes]:
+        """The text in parts of about `SLICE` bytes, each of whole lines. Raises `LogsError`."""
+        size, done = self.size, 0
+        try:
+            with self._open() as (text, place):
+                for part in _whole_lines(text, self.name):
+                    yield part
+                    now = min(place(), size)
+                    reading.add(now - done)
+                    done = now
+        except KeyError as error:
+            expected = "a member of this name, found none"
+            raise LogsError(str(self.path), str(error.args[0]), expected) from None
+        except UNREADABLE as error:
+            kind = "zip" if self.member else "file"
+            where = self.member or "file"
+            raise LogsError(str(self.path), where, f"a readable {kind} ({error})") from None
+        reading.add(size - done)
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[_Text, Callable[[], int]]]:
+        """The text, and how many of the bytes on disk were read for it so far."""
+        with self.path.open("rb") as raw:
+            if self.member:
+                with zipfile.ZipFile(raw) as archive:
+                    if self.member not in archive.namelist():
+                        raise KeyError(self.member)
+                    start = archive.getinfo(self.member).header_offset
+                    with archive.open(self.member) as text:
+                        yield text, lambda: raw.tell() - start
+            elif self.path.name.endswith(".tar.gz"):
+                with tarfile.open(fileobj=raw, mode="r|gz") as tar:
+                    yield _named(self.path.name.removesuffix(".tar.gz"), tar), raw.tell
+            elif self.path.suffix == ".gz":
+                with gzip.GzipFile(fileobj=raw) as text:
+                    yield text, raw.tell
             else:
-                kept.append(part)
-        return kept
-
-    def _stage(self, work: Path, index: int) -> Path:
-        return work / f"{self.name}-{index}{STAGED}"
+                yield raw, raw.tell
 
 
-def find(source: str | Path, name: str) -> Parts | None:
-    """The one table of this name in a folder, or with ``source`` as prefix. Raises `LogsError`."""
-    start = f"{source}/{name}." if Path(source).is_dir() else f"{source}.{name}."
-    found = {suffix: path for suffix in SUFFIXES if (path := Path(start + suffix)).exists()}
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found.values())
-        raise LogsError(str(source), name, f"one table, found {names}")
-    for suffix, path in found.items():
-        return Parts(name, suffix, path, _files(path, suffix))
-    return None
+def _named(name: str, tar: tarfile.TarFile) -> _Text:
+    """The file of this name, in whatever folder of the archive. Raises KeyError."""
+    for info in tar:
+        if info.isfile() and Path(info.name).name == name:
+            text = tar.extractfile(info)
+            assert text is not None
+            return text
+    raise KeyError(name)
 
 
-def _files(path: Path, suffix: str) -> tuple[Path, ...]:
-    """The file itself, or those of a folder but hidden ones, such as Spark's _SUCCESS."""
-    if not path.is_dir():
-        return (path,)
-    found = sorted(each for each in path.iterdir() if each.name[0] not in "._")
-    for each in found:
-        if each.is_dir() or not each.name.endswith(f".{suffix}"):
-            raise LogsError(str(path), each.name, f"only files that end in .{suffix}")
-    if not found:
-        raise LogsError(str(path), "file", f"one that ends in .{suffix}, found none")
-    return tuple(found)
-
-
-def stage_csv(file: Path, target: Path, reading: Reading) -> Path:
-    """A CSV file as Parquet: text columns, line and reason. Raises `LogsError`."""
-    writer: pq.ParquetWriter | None = None
-    try:
-        for piece in csv_pieces(file, reading):
-            table = piece.to_arrow()
-            texts = [(name, pa.string()) for name in table.column_names if name != LINE]
-            table = table.cast(pa.schema([(LINE, pa.int64()), *texts]))
-            writer = writer or pq.ParquetWriter(target, table.schema)
-            writer.write_table(table)
-    finally:
-        if writer:
-            writer.close()
-    return target
-
-
-def unreadable(path: Path, columns: Sequence[str]) -> dict[int, str]:
-    """The row groups of which these columns can't be read, each with the error."""
-    bad = {}
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            try:
-                file.read_row_group(group, columns=list(columns)).validate(full=True)
-            except (OSError, pa.ArrowException) as error:
-                bad[group] = str(error)
-    return bad
-
-
-def stage_readable(path: Path, target: Path, columns: Sequence[str], bad: Iterable[int]) -> Path:
-    """The row groups that are not ``bad``, their rows with the lines they have in the file."""
-    left_out = set(bad)
-    with pq.ParquetFile(path) as file:
-        names = [name for name in file.schema_arrow.names if name in columns]
-        schema = pa.schema([file.schema_arrow.field(name) for name in names])
-        schema = schema.append(pa.field(LINE, pa.int64())).append(pa.field(REASON, pa.string()))
-        line = 1
-        with pq.ParquetWriter(target, schema) as writer:
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if group not in left_out:
-                    table = file.read_row_group(group, columns=names)
-                    lines = pa.array(np.arange(line, line + rows))
-                    reasons = pa.nulls(rows, pa.string())
-                    writer.write_table(
-                        pa.table([*table.select(names).columns, lines, reasons], schema=schema)
-                    )
-                line += rows
-    return target
+def _whole_lines(text: _Text, name: str) -> Iterator[bytes]:
+    rest: list[bytes] = []
+    while block := text.read(max(SLICE, 1)):
+        end = block.rfind(b"\n") + 1
+        if end:
+            yield b"".join([*rest, block[:end]])
+            rest = []
+        rest.append(block[end:])
+        if sum(map(len, rest)) > LONGEST_LINE:
+            raise LogsError(name, "lines", f"lines of at most {LONGEST_LINE:,} bytes")
+    if last := b"".join(rest):
+        yield last

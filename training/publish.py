@@ -43,8 +43,9 @@ def publish(
     batch = bundle.encode_golden(encoder, requests)
     exact = exact_logits(copy.deepcopy(network).double().eval(), calibration, batch)
     golden = bundle.Golden(requests, batch, exact.astype(np.float32))
-    kept = ("model", "options", "fit", "seed", "logs", "learnt_until", "progress")
+    kept = ("model", "options", "fit", "seed", "logs", "learnt_until")
     lineage = {key: about[key] for key in kept if key in about}
+    lineage["progress"] = {k: v for k, v in about["progress"].items() if k != "losses"}
     lineage |= {"created": int(time.time()), **(lineage_too or {})}
     repository = Repository(root, encoder.schema.name)
 

@@ -1,7 +1,8 @@
 """Recipes: the settings of each model that work for a data set, from recipes/<schema>.toml.
 
-A recipe has one table per model; its keys are those of the model's configuration and of
-`FitConfig`. ``--set key=value`` overrides them, the value in TOML's notation.
+A recipe has a table per model; its keys are those of the model's configuration and of `FitConfig`.
+A model without one takes that of the model it varies, whose configuration its own derives from.
+``--set key=value`` overrides them, the value in TOML's notation.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from model.zoo import CONFIGS, Config, configure
+from model.contract.ids import FIRST
+from model.contract.schema import Schema
+from model.network import NetworkConfig
+from model.zoo import CONFIGS, configure
 from training.trainer import FitConfig
 
 FOLDER = Path(__file__).with_name("recipes")
@@ -25,7 +29,7 @@ class SettingError(ValueError):
 
 def settings(
     schema: str, model: str, given: Sequence[str], base: Mapping[str, Any] | None = None
-) -> tuple[Config, FitConfig]:
+) -> tuple[NetworkConfig, FitConfig]:
     """The configuration of a model and of its training: what is ``given`` over the schema's recipe,
     or over ``base`` in its place. Raises `SettingError`.
     """
@@ -34,16 +38,26 @@ def settings(
     if base is None:
         path = FOLDER / f"{schema}.toml"
         recipe = tomllib.loads((path if path.exists() else FOLDER / "default.toml").read_text())
-        base = recipe.get(model, {})
+        kinds = {kind: name for name, kind in CONFIGS.items()}
+        varied = [kinds.get(kind, "") for kind in CONFIGS[model].mro()]
+        found: dict[str, Any] = next((recipe[name] for name in varied if name in recipe), {})
+        known = {
+            each.name for of in (CONFIGS[model], FitConfig) for each in fields(of) if each.init
+        }
+        base = {k: v for k, v in found.items() if model in recipe or k in known}
     values = {**base, **dict(_pair(each) for each in given)}
     default = asdict(FitConfig())
     try:
         config = configure(model, {k: v for k, v in values.items() if k not in default})
     except ValueError as error:
-        known = ", ".join(each.name for each in fields(FitConfig))
-        raise SettingError(f"--set {error}; or of the training: {known}") from None
+        of_training = ", ".join(each.name for each in fields(FitConfig))
+        raise SettingError(f"--set {error}; or of the training: {of_training}") from None
     fit = {key: value for key, value in values.items() if key in default}
     for key, value in fit.items():
+        if key == "task_weights":
+            if not isinstance(value, (list, tuple)) or not all(_number(v) and v for v in value):
+                raise SettingError(f"--set {key}: expected a list of numbers above 0")
+            continue
         if key == "negatives_kept" and not (_number(value) and 0 < value <= 1):
             raise SettingError(f"--set {key}: expected a share above 0 and at most 1")
         if key in ("rate", "embedding_rate", "epochs") and value == 0:
@@ -51,7 +65,18 @@ def settings(
         count = type(value) is int and value > 0
         if not (_number(value) if isinstance(default[key], float) else count):
             raise SettingError(f"--set {key}: expected a number like {default[key]!r}")
-    return config, FitConfig(**fit)
+    return config, FitConfig.of(fit)
+
+
+def hold(schema: Schema, config: NetworkConfig, how: FitConfig) -> None:
+    """Raises `SettingError` where settings do not fit the schema's fields or tasks."""
+    if how.task_weights and len(how.task_weights) != len(schema.tasks):
+        tasks = ", ".join(schema.tasks)
+        raise SettingError(f"--set task_weights: expected a number for each task: {tasks}")
+    try:
+        config.build(schema, dict.fromkeys(schema.tables, FIRST))
+    except ValueError as error:
+        raise SettingError(f"--set {error}") from None
 
 
 def _number(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from training.lacks import lacks
 from training.logs import Written
 
 if TYPE_CHECKING:  # they bring torch
@@ -30,7 +31,7 @@ def metrics_table(console: Console, title: str, rows: Mapping[str, Mapping[str, 
 
 
 def prepared(console: Console, out: Path, written: Written) -> None:
-    """What was left out, where the first of it is, and what was written."""
+    """What was left out, where the first of it is, what the logs lack, and what was written."""
     for lost in written.lost:
         line = f"left out: {lost.file}: {lost.part} can't be read ({lost.error})"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -39,6 +40,10 @@ def prepared(console: Console, out: Path, written: Written) -> None:
         console.print(f"{bad.count:,} of {bad.total_rows:,} rows were malformed and dropped:")
     for file, line_number, reason in bad.bad:
         console.print(f"  {file}:{line_number}: {reason}", highlight=False)
+    for why, count in written.left_out.items():
+        console.print(f"left out: {why}: {count:,}", soft_wrap=True)
+    for line in lacks(written):
+        console.print(f"note: {line}", soft_wrap=True)
     shown = sorted(((rows, split) for split, rows in written.splits.items()), reverse=True)
     splits = ", ".join(f"{rows:,} {split}" for rows, split in shown)
     console.print(

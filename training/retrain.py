@@ -35,12 +35,12 @@ from terminal.progress import Update
 from training import gate_report, record, state
 from training.compare import Evidence
 from training.evidence import first_labels, gather, rows, same_impressions
-from training.fit import plain, train
+from training.fit import encode, plain, train
 from training.gate import Rules, Verdict, judge, too_few
 from training.lease import Lease
 from training.logs import Logs
 from training.publish import publish
-from training.recipe import settings
+from training.recipe import hold, settings
 from training.record import Version
 from training.run import Run, RunError
 from training.scores import recast
@@ -251,13 +251,14 @@ def _about(
     if lineage.get("model") == model:
         base = {**lineage["options"], **lineage["fit"]}
     config, how = settings(logs.schema.name, model, order.given, base)
+    hold(logs.schema, config, how)
     warm = None if order.cold or current is None else current.state
     if warm and not state.there(repository.folder, warm):  # as when versions alone were copied
         warm = None
     return {
         "model": model,
         "options": plain(asdict(config)),
-        "fit": asdict(how),
+        "fit": plain(asdict(how)),
         "seed": order.seed,
         "threads": order.threads,
         "data": str(order.source.schema.parent.resolve()),
@@ -293,7 +294,9 @@ def _train(
     if run.found(about) and run.results():
         return
     start = state.find(repository.folder, about["warm"]) if about["warm"] else None
-    train(run, logs, about, update, start=start, forget_days=order.forget_days)
+    data = Path(about["data"])
+    encoded = encode(logs, data, update, start=start, forget_days=order.forget_days)
+    train(run, encoded, about, update, start=start)
 
 
 def _evidence(

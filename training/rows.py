@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import math
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import polars as pl
 
-from terminal.progress import Update
 from training.logs import LISTED, BadRow, LogsError, Malformed
+from training.parts import Reading, TextFile
 
 LINE, REASON = "#line", "#reason"
-SLICE = 1 << 22
+MAX_BAD_SHARE = 0.001
 UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
+ODD = (b'"', b"\r", UNDECODABLE.encode())  # a part with any of these is cut with care
+SHOWN_HEADER = 256  # characters of a wrong header in an error
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The malformed rows of a file or table: ``count`` of ``total``, the first in ``listed``."""
+
+    file: str
+    total: int
+    count: int
+    listed: tuple[BadRow, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +52,12 @@ class Rows:
         """The rows without a reason, and without line and reason."""
         return self.frame.filter(pl.col(REASON).is_null()).drop(LINE, REASON)
 
+    @property
+    def dropped(self) -> Dropped:
+        bad = self.frame.filter(pl.col(REASON).is_not_null()).select(LINE, REASON)
+        listed = tuple((self.file, *row) for row in bad.head(LISTED).iter_rows())
+        return Dropped(self.file, self.frame.height, bad.height, listed)
+
 
 def empty(*names: str) -> list[tuple[pl.Expr, str]]:
     """Rules against ids that are missing."""
@@ -57,64 +71,126 @@ def repeated(*names: str) -> tuple[pl.Expr, str]:
     return again, f"{' and '.join(names)} again"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How many rows of a table are malformed, and the first `LISTED` of them."""
-
-    file: str
-    rows: int
-    bad: int
-    listed: tuple[BadRow, ...]
-
-
-def settle(tables: Sequence[Rows], max_bad_share: float) -> Malformed:
-    """Count what is malformed. Raises `LogsError` when its share of any one file is too large."""
-    verdicts = []
-    for rows in tables:
-        bad = rows.frame.filter(pl.col(REASON).is_not_null()).select(LINE, REASON)
-        listed = tuple((rows.file, *row) for row in bad.head(LISTED).iter_rows())
-        verdicts.append(Verdict(rows.file, rows.frame.height, bad.height, listed))
-    return judge(verdicts, max_bad_share)
-
-
-def judge(verdicts: Sequence[Verdict], max_bad_share: float) -> Malformed:
-    """All verdicts in one. Raises `LogsError` when the malformed share of any one is too large."""
-    listed = [row for verdict in verdicts for row in verdict.listed][:LISTED]
-    total, count = sum(each.rows for each in verdicts), sum(each.bad for each in verdicts)
-    malformed = Malformed(total, tuple(listed), count)
-    worst = max(verdicts, key=lambda each: each.bad / max(each.rows, 1))
-    if worst.bad / max(worst.rows, 1) > max_bad_share:
+def settle(files: Sequence[Dropped], max_bad_share: float) -> Malformed:
+    """Count what is malformed. Raises `LogsError` when its share of any one is too large."""
+    listed = tuple(row for file in files for row in file.listed)[:LISTED]
+    malformed = Malformed(sum(f.total for f in files), listed, sum(f.count for f in files))
+    shares = [(file.count / max(file.total, 1), file) for file in files]
+    share, worst = max(shares, key=lambda each: each[0])
+    if share > max_bad_share:
         seen = "; ".join(f"{file} line {line}: {reason}" for file, line, reason in listed)
         expected = f"at most a {max_bad_share:g} share malformed"
-        found = f"{expected}, found {worst.bad} of {worst.rows} ({seen})"
+        found = f"{expected}, found {worst.count} of {worst.total} ({seen})"
         raise LogsError(worst.file, "rows", found, malformed)
     return malformed
 
 
-@dataclass
-class Reading:
-    """How far some files are read: ``update`` is told of the bytes whose rows are cut, in kB."""
+def sift(
+    parts: Iterable[Rows],
+    max_bad_share: float,
+    select: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame: frame,
+) -> tuple[pl.DataFrame, Dropped]:
+    """What ``select`` takes from the sound rows of a file that comes in parts.
 
-    update: Update
-    total: int
-    done: float = 0.0
-
-    @classmethod
-    def of(cls, files: Sequence[Path], update: Update) -> Reading:
-        return cls(update, sum(path.stat().st_size for path in files if path.exists()))
-
-    def add(self, size: float) -> None:
-        """Rows were cut from so many more bytes."""
-        self.done += size
-        done, total = (math.ceil(size / 1000) for size in (self.done, self.total))
-        self.update("read kB", min(done, total), total, {})
+    Raises `LogsError` as soon as it is seen to be no such file: no row so far was sound.
+    """
+    frames, file, total, count, listed = [], "", 0, 0, list[BadRow]()
+    for rows in parts:
+        found = rows.dropped
+        file, total, count = found.file, total + found.total, count + found.count
+        listed += found.listed[: LISTED - len(listed)]
+        frames.append(select(rows.sound()))
+        if count == total:
+            settle([Dropped(file, total, count, tuple(listed))], max_bad_share)
+    return pl.concat(frames), Dropped(file, total, count, tuple(listed))
 
 
-def split_lines(data: bytes, encoding: str, first: int = 1) -> pl.DataFrame:
+def whole(parts: Iterable[Rows]) -> Rows:
+    """A file that came in parts, as one."""
+    every = list(parts)
+    return Rows(every[0].file, pl.concat([rows.frame for rows in every]))
+
+
+def cut(
+    file: str,
+    parts: Iterable[bytes],
+    encoding: str,
+    separator: str,
+    names: Sequence[str] | None = None,
+    header: bool = False,
+) -> Iterator[Rows]:
+    """Cut the parts of a file into text columns, one `Rows` for each; one at least.
+
+    Without ``names`` they are in the first line; with a ``header`` the names have to be those of
+    the first line, spaces around them aside. Raises `LogsError` where they are not.
+    """
+    first, missing, given = 1, names is None or header, names
+    for part in parts:
+        data = part.removeprefix(b"\xef\xbb\xbf") if first == 1 and encoding == "utf-8" else part
+        while missing and data:
+            line, _, data = data.partition(b"\n")
+            if text := line.decode(encoding, errors="replace").removesuffix("\r"):
+                names, missing = _header(file, first, text, separator, given), False
+            first += 1
+        if not missing and names is not None:
+            yield Rows(file, _fields(data, first, encoding, names, separator))
+        first += data.count(b"\n")
+    if missing:
+        expected = "a line with the names of the columns"
+        raise LogsError(file, "header", f"{expected}: {','.join(given)}" if given else expected)
+    if first == 1 and names is not None:
+        yield Rows(file, _fields(b"", first, encoding, names, separator))
+
+
+def _header(
+    file: str, number: int, line: str, separator: str, names: Sequence[str] | None
+) -> Sequence[str]:
+    found = _unquote(line)
+    if names is not None:
+        if [name.strip() for name in found] != list(names):
+            expected = f"the header {separator.join(names)}"
+            raise LogsError(file, f"line {number}", f"{expected}, found {line[:SHOWN_HEADER]!r}")
+        return names
+    if not found or "" in found or len(set(found)) < len(found):
+        raise LogsError(file, "header", "names of columns that differ and are not empty")
+    return found
+
+
+def _fields(
+    data: bytes, first: int, encoding: str, names: Sequence[str], separator: str
+) -> pl.DataFrame:
+    """Lines in columns, with their number; no empty lines. One that can't be decoded, or has
+    another number of fields, is malformed."""
+    regular = _regular(data, first, names) if separator == "," and encoding == "utf-8" else None
+    if regular is not None:
+        return regular
+    return _split(_lines(data, encoding, first), names, separator)
+
+
+def _regular(data: bytes, first: int, names: Sequence[str]) -> pl.DataFrame | None:
+    """The columns where no line needs a second look: three times as fast. Else None."""
+    lines = data.count(b"\n") + (not data.endswith(b"\n"))
+    if not data or any(odd in data for odd in ODD):
+        return None
+    try:
+        frame = pl.read_csv(
+            data,
+            has_header=False,
+            schema=dict.fromkeys(names, pl.String()),
+            quote_char=None,
+            ignore_errors=False,
+        )
+    except pl.exceptions.PolarsError:
+        return None
+    if frame.height != lines or any(frame.null_count().row(0)):  # an empty line or field
+        return None
+    number = pl.int_range(first, first + lines, eager=True).alias(LINE)
+    return frame.select(number, pl.lit(None, pl.String).alias(REASON), *names)
+
+
+def _lines(data: bytes, encoding: str, first: int) -> pl.DataFrame:
     """The lines with their number and, where bytes can't be decoded, a reason; no empty lines."""
     text = data.decode(encoding, errors="replace")
-    if first == 1:
-        text = text.removeprefix("\N{BOM}")
     lines = pl.Series("text", [text]).str.split("\n").explode().str.strip_suffix("\r")
     number = pl.int_range(first, first + len(lines), eager=True)
     frame = pl.DataFrame({LINE: number, "text": lines})
@@ -123,44 +199,18 @@ def split_lines(data: bytes, encoding: str, first: int = 1) -> pl.DataFrame:
     return frame.filter(pl.col("text") != "").with_columns(reason)
 
 
-def slices(stream: BinaryIO) -> Iterator[bytes]:
-    """A stream in parts of about `SLICE` bytes, each of whole lines; one part at least."""
-    yield stream.read(SLICE) + stream.readline()
-    while part := stream.read(SLICE) + stream.readline():
-        yield part
-
-
-def pieces(
-    file: str, stream: BinaryIO, encoding: str, separator: str, names: Sequence[str] | None = None
-) -> Iterator[tuple[int, pl.DataFrame]]:
-    """A file cut into line, reason and text columns, with the number of bytes behind each piece.
-
-    Without ``names`` they are in the first line. Raises `LogsError` where that is none.
-    """
+def cut_lines(file: str, parts: Iterable[bytes], encoding: str) -> Iterator[Rows]:
+    """The lines of a file as the column ``text``, one `Rows` for each part."""
     first = 1
-    for part in slices(stream):
-        lines = split_lines(part, encoding, first)
-        if names is None and not lines.is_empty():
-            names, lines = _header(file, lines["text"][0]), lines.slice(1)
-        if names is not None:
-            yield len(part), _fields(lines, names, separator)
+    for part in parts:
+        yield Rows(file, _lines(part, encoding, first))
         first += part.count(b"\n")
-    if names is None:
-        raise LogsError(file, "header", "a line with the names of the columns")
+    if first == 1:
+        yield Rows(file, _lines(b"", encoding, first))
 
 
-def _header(file: str, line: str) -> list[str]:
-    names = _unquote(line)
-    if not names or "" in names or len(set(names)) < len(names):
-        raise LogsError(file, "header", "names of columns that differ and are not empty")
-    return names
-
-
-def _fields(lines: pl.DataFrame, names: Sequence[str], separator: str) -> pl.DataFrame:
-    """Lines in columns; one with another number of fields is malformed.
-
-    Quotes matter only with a comma; a quoted field ends on the line it starts on.
-    """
+def _split(lines: pl.DataFrame, names: Sequence[str], separator: str) -> pl.DataFrame:
+    """Quotes matter only with a comma; a quoted field ends on the line it starts on."""
     parts = pl.col("text").str.split(separator)
     if separator == "," and lines["text"].str.contains('"', literal=True).any():
         quoted = pl.col("text").str.contains('"', literal=True)
@@ -191,29 +241,15 @@ def _unquote(text: str) -> list[str]:
         return []
 
 
-def csv_pieces(path: Path, reading: Reading) -> Iterator[pl.DataFrame]:
-    """A CSV file with a header, piece by piece: line, reason and every column as text.
-
-    Raises `LogsError`.
-    """
-    try:
-        with path.open("rb") as raw, _text_of(path, raw) as stream:
-            told = 0
-            for _, piece in pieces(str(path), stream, "utf-8", ","):
-                reading.add(raw.tell() - told)
-                told = raw.tell()
-                yield piece
-    except (OSError, EOFError, zlib.error) as error:
-        raise LogsError(str(path), "file", f"a readable file ({error})") from None
-
-
-def _text_of(path: Path, raw: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.suffix == ".gz" else raw
+def csv_parts(path: Path, reading: Reading) -> Iterator[Rows]:
+    """A CSV file with a header, part by part, every column as text. Raises `LogsError`."""
+    file = TextFile(path)
+    return cut(file.name, file.parts(reading), "utf-8", ",")
 
 
 def read_csv(path: Path, reading: Reading) -> Rows:
-    """A CSV file with a header, whole and every column as text. Raises `LogsError`."""
-    return Rows(str(path), pl.concat(csv_pieces(path, reading)))
+    """A CSV file with a header, whole. Raises `LogsError`."""
+    return whole(csv_parts(path, reading))
 
 
 def need(rows: Rows, names: Sequence[str]) -> Rows:

@@ -5,6 +5,7 @@
     run.json             model, options, fit, seed, data, calibration, progress, metrics
     encoder/tables/*.npy, encoder/catalogue/*.npy, schema.toml, golden.json
     weights.safetensors  the best weights
+    test.npy             the logits of the test impressions, where they were to be kept
     state/               what a later training goes on from (`training.state`)
     checkpoint-<step>/   while it trains
 """
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from safetensors.torch import load_file, save_file
 
 from model.contract.catalogue import Catalogue
@@ -26,7 +29,7 @@ from model.contract.encode import Encoder, table_of
 from model.contract.ids import Vocabulary
 from model.contract.schema import Schema
 from model.network import Network
-from model.zoo import configure, make
+from model.zoo import configure
 from training.calibrate import Calibration
 
 RESULTS = ("metrics", "progress", "samples_per_s")
@@ -87,6 +90,16 @@ class Run:
         os.replace(self.folder / ".weights.safetensors", self.folder / "weights.safetensors")
         self.add({"calibration": vars(calibration), **results})
 
+    def keep_logits(self, logits: npt.NDArray[np.float32]) -> None:
+        """Keep the logits [I, tasks] of the test impressions, uncalibrated; before `finish`."""
+        np.save(self.folder / ".test.npy", logits, allow_pickle=False)
+        os.replace(self.folder / ".test.npy", self.folder / "test.npy")
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """What `keep_logits` kept. Raises OSError where it did not."""
+        found: npt.NDArray[np.float32] = np.load(self.folder / "test.npy", allow_pickle=False)
+        return found
+
     def add(self, entries: Mapping[str, Any]) -> None:
         """Put entries into run.json."""
         self._write("run.json", {**self.about(), **entries})
@@ -124,7 +137,7 @@ class Run:
         if "calibration" not in about:
             raise RunError(f"{self.folder}: not trained to the end; run fit again to go on")
         sizes = {name: table.size for name, table in encoder.tables.items()}
-        network = make(configure(about["model"], about["options"]), encoder.schema, sizes)
+        network = configure(about["model"], about["options"]).build(encoder.schema, sizes)
         network.load_state_dict(load_file(self.folder / "weights.safetensors"))
         return network.eval()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -26,18 +26,18 @@ from training.checked import Checked
 from training.checks import POSITION
 from training.engines import BATCH, Engine
 from training.logs import (
-    OPTIONAL,
     TABLES,
     LogsError,
     Written,
     event_columns,
     item_columns,
+    optional_columns,
     user_columns,
     whole,
 )
-from training.parts import SUFFIXES, Losses, Parts, find
-from training.readers import MAX_BAD_SHARE
-from training.rows import Reading, judge
+from training.parts import Reading, TextFile
+from training.rows import MAX_BAD_SHARE, settle
+from training.table_files import SUFFIXES, Losses, Parts, find
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -65,7 +65,7 @@ def prepare(
     skip_unreadable: bool = False,
     update: Update = quiet,
 ) -> Written:
-    """Write the canonical form of events, items and users tables (`training.parts`) into ``out``.
+    """Write the canonical form of events, items and users (`training.table_files`) into ``out``.
 
     ``source`` is their folder, or the prefix of ``<prefix>.events.csv`` and so on. Items and users
     may be missing when the schema has no more than their ids. ``start`` gives the engine, which may
@@ -81,7 +81,7 @@ def prepare(
     _needed(str(source), found, schema)
     present = {name: parts for name, parts in found.items() if parts}
     staged = [parts.files for parts in present.values() if parts.suffix != "parquet"]
-    reading = Reading.of([file for files in staged for file in files], update)
+    reading = Reading.of([TextFile(file) for files in staged for file in files], update)
     losses = Losses(skip_unreadable)
     with _scratch(Path(out)) as work, start(work) as engine:
         opened = {name: parts.open(work, reading, losses) for name, parts in present.items()}
@@ -90,13 +90,13 @@ def prepare(
             name: Checked(engine, parts, opened[name], schema, theirs, work, losses)
             for name, parts in present.items()
         }
-        verdicts = {name: table.verdict() for name, table in checked.items()}
-        malformed = judge(list(verdicts.values()), max_bad_share)
+        dropped = {name: table.dropped() for name, table in checked.items()}
+        malformed = settle(list(dropped.values()), max_bad_share)
         sound = {name: table.sound() for name, table in checked.items()}
         if "split" not in sound["events"].columns:
             file = checked["events"].file
             sound["events"] = _split_by_time(engine, sound["events"], schema.tasks[0], file)
-        rows = {name: verdict.rows - verdict.bad for name, verdict in verdicts.items()}
+        rows = {name: found.total - found.count for name, found in dropped.items()}
         for name in {"items", "users"} - set(sound):
             sound[name] = sound["events"].select(f"{name[:-1]}_id").distinct()
             rows[name] = engine.rows(sound[name].aggregate(rows=lambda ids: ids.count()))[0][0]
@@ -110,9 +110,18 @@ def prepare(
                 for written in _write(batches, fresh / file, layout):
                     done += written
                     update("write rows", done, total, {})
-        by_split = sound["events"].filter(sound["events"]["split"].notnull()).group_by("split")
-        splits = dict(engine.rows(by_split.aggregate(rows=lambda shown: shown.count())))
-    return Written(**rows, splits=splits, malformed=malformed, lost=tuple(losses.lost))
+        splits, labels = _shown(engine, sound["events"], schema.tasks)
+        alone = _alone(engine, sound["events"])
+    return Written(
+        rows["events"],
+        rows["items"],
+        rows["users"],
+        splits,
+        labels,
+        alone,
+        malformed,
+        lost=tuple(losses.lost),
+    )
 
 
 @contextmanager
@@ -186,6 +195,30 @@ def _ranked(engine: Engine, ts: ir.IntegerColumn, first: int, last: int, rank: i
     return found
 
 
+def _shown(
+    engine: Engine, events: ir.Table, tasks: Sequence[str]
+) -> tuple[dict[str, int], dict[str, dict[str, tuple[int, int]]]]:
+    """The impressions of each split, and their least and greatest label of each task."""
+    shown = events.filter(events.split.notnull())
+    ends = [end for task in tasks for end in (shown[task].min(), shown[task].max())]
+    named = {f"end {at}": end for at, end in enumerate(ends)}
+    splits, labels = {}, {}
+    by_split = shown.group_by("split").aggregate(rows=shown.count(), **named)
+    for split, rows, *found in engine.rows(by_split):
+        splits[split] = rows
+        pairs = zip(found[::2], found[1::2], strict=True)
+        labels[split] = dict(zip(tasks, pairs, strict=True))
+    return splits, labels
+
+
+def _alone(engine: Engine, events: ir.Table) -> int:
+    """The number of users with one event only."""
+    users = events.group_by("user_id").aggregate(events=events.count())
+    alone = users.filter(users.events == 1)
+    count: int = engine.rows(alone.aggregate(rows=alone.count()))[0][0]
+    return count
+
+
 def _ordered(table: ir.Table) -> ir.Table:
     """Events by user and time, then as in the source; ids that have no table by themselves."""
     if POSITION not in table.columns:
@@ -197,7 +230,8 @@ def _ordered(table: ir.Table) -> ir.Table:
 def _arrow(name: str, schema: Schema, table: ir.Table) -> pa.Schema:
     """The columns of a canonical table, those that are optional where ``table`` has them."""
     wanted = {"events": event_columns, "items": item_columns, "users": user_columns}[name](schema)
-    extra = {name: kind for name, kind in OPTIONAL.items() if name in table.columns}
+    optional = optional_columns(schema).items()
+    extra = {name: kind for name, kind in optional if name in table.columns}
     return pa.schema([(name, ARROW[kind]) for name, kind in {**wanted, **extra}.items()])
 
 

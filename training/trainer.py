@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from training.dataset import Dataset
 Report = Callable[[str, int, int, dict[str, float]], None]
 EVALUATION_SIZE = 512  # 4096 takes 2.5 times as long on MovieLens-1M: pairs no longer fit the cache
 EVALUATION_BLOCK = 64
+LOSSES = 300  # points of the training loss that a run keeps, and one more at each evaluation
 
 
 class TrainingError(RuntimeError):
@@ -38,7 +39,11 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to train. Sizes count impressions, epochs may be parts of one; rates are Adam's."""
+    """How to train. Sizes count impressions, epochs may be parts of one; rates are Adam's.
+
+    ``task_weights`` is what each task's loss counts, in the schema's order; only their ratios
+    matter, and when empty all count alike.
+    """
 
     size: int = 512
     block: int = 8
@@ -51,16 +56,30 @@ class FitConfig:
     evaluations: int = 4
     patience: int = 4
     negatives_kept: float = 1.0
+    task_weights: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> FitConfig:
+        """From what TOML or JSON gives, where tuples are lists."""
+        found: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**found)
 
 
 @dataclass
 class Progress:
-    """Where training stands; what a checkpoint keeps beside tensors."""
+    """Where training stands; what a checkpoint keeps beside tensors.
+
+    ``losses`` are [step, mean training loss of the steps since the last of them].
+    Without both labels in validation ``best_gauc`` is what stands in for it: less the log loss.
+    """
 
     step: int = 0
     best_step: int = 0
     best_gauc: float = -1.0
     evaluations: list[dict[str, float]] | None = None
+    losses: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
     impressions: int = 0
     done: bool = False
@@ -81,10 +100,10 @@ class Trainer:
         self.warm = warm
         self.network, self.data, self.config, self.seed, self.run = network, data, config, seed, run
         tables = list(network.embeddings.weights().values())
-        gates = list(network.history.gates.parameters())
-        sparse = {id(p) for p in (*tables, *gates)}
+        sparse = {id(p) for p in network.sparse().values()}
+        others = [p for p in network.sparse().values() if all(p is not of for of in tables)]
         rest = [p for p in network.parameters() if id(p) not in sparse]
-        groups = [(tables, config.embedding_rate), (gates, config.rate)]
+        groups = [(tables, config.embedding_rate), (others, config.rate)]
         self.sparse = torch.optim.SparseAdam(
             [{"params": of, "lr": rate, "initial_lr": rate} for of, rate in groups if of]
         )
@@ -97,6 +116,8 @@ class Trainer:
         self.counts = {
             name: torch.from_numpy(count) for name, count in data["train"].occurrences().items()
         }
+        weights = torch.tensor(config.task_weights, dtype=torch.float32)
+        self.task_weights = weights / weights.mean() if config.task_weights else None
         self.best: dict[str, Tensor] = {}
         self.progress = Progress(evaluations=[])
         self.steps_per_epoch = len(data["train"].plan(config.size, config.block, 0))
@@ -109,7 +130,8 @@ class Trainer:
         """
         self._resume()
         every = max(1, self.steps_per_epoch // self.config.evaluations)
-        at = self.progress
+        stretch = ceil(self.steps / LOSSES)
+        at, recent = self.progress, list[float]()
         if self.warm and not at.evaluations:
             self._evaluate(report)
         begin = time.perf_counter()
@@ -117,6 +139,7 @@ class Trainer:
             if at.done:
                 break
             loss = self._step(batch, label)
+            recent.append(loss)
             at.seconds += time.perf_counter() - begin
             report(
                 "train",
@@ -124,8 +147,13 @@ class Trainer:
                 round(len(self.data["train"]) * self.config.epochs),
                 {"loss": loss},
             )
-            if at.step % every == 0 or at.step == self.steps:
-                self._evaluate(report)
+            evaluated = at.step % every == 0 or at.step == self.steps
+            if evaluated or at.step % stretch == 0:  # a checkpoint then holds all losses so far
+                at.losses.append((at.step, round(sum(recent) / len(recent), 6)))
+                recent.clear()
+            if evaluated:
+                if not self._pretrains():  # else there is nothing yet to keep, nor to stop for
+                    self._evaluate(report)
                 self._save()
             begin = time.perf_counter()
         if self.best:
@@ -167,8 +195,9 @@ class Trainer:
         at, network = self.progress, self.network
         self._set_rates()
         network.train()
-        logit, _ = network(batch)
-        loss = nn.functional.binary_cross_entropy_with_logits(logit, label)
+        logit = network.pretrain(batch) if self._pretrains() else network(batch)[0]
+        loss = nn.functional.binary_cross_entropy_with_logits(logit, label, self.task_weights)
+        loss = loss + network.auxiliary()
         value = float(loss.detach())
         if not np.isfinite(value):
             raise TrainingError(f"step {at.step + 1}: the loss is {value}; last checkpoint kept")
@@ -183,6 +212,10 @@ class Trainer:
         at.step += 1
         at.impressions += len(label)
         return value
+
+    def _pretrains(self) -> bool:
+        """Whether the next step is of the stage before, which a warm network is beyond."""
+        return not self.warm and self.progress.step < self.network.pretraining * self.steps
 
     def _set_rates(self) -> None:
         share = self.progress.step / self.steps
@@ -199,10 +232,12 @@ class Trainer:
             metrics.all_metrics(data.user, data.label[:, task], sigmoid(logit[:, task]))
             for task in range(logit.shape[1])
         ]
-        # Where no user has both labels the AUC over all of them has to do.
-        gauc = float(np.mean([each.get("gauc", each.get("auc", 0.0)) for each in per_task]))
+        # Where no user has both labels the AUC of all has to do; with one label the log loss.
+        scores = [each.get("gauc", each.get("auc", -each["log_loss"])) for each in per_task]
+        gauc = float(np.mean(scores))
+        loss = float(np.mean([each["log_loss"] for each in per_task]))
         assert at.evaluations is not None
-        at.evaluations.append({"step": at.step, **per_task[0], "gauc": gauc})
+        at.evaluations.append({"step": at.step, **per_task[0], "gauc": gauc, "loss": loss})
         if gauc > at.best_gauc or not self.best:
             at.best_gauc, at.best_step = gauc, at.step
             self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
@@ -229,7 +264,7 @@ class Trainer:
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
         self.network.load_state_dict(parts["network"])
-        self.best = parts["best"]
+        self.best = parts.get("best", {})  # none before the first evaluation
         for name in ("sparse", "dense"):
             optimiser = getattr(self, name)
             whole = optimiser.state_dict()
@@ -240,7 +275,8 @@ class Trainer:
                 states.setdefault(int(index), {})[field] = int(tensor) if plain else tensor
             optimiser.load_state_dict({**whole, "state": states})
         torch.set_rng_state(parts["generator"][""])
-        self.progress = Progress(**state)
+        losses = [(step, loss) for step, loss in state.pop("losses", [])]
+        self.progress = Progress(**state, losses=losses)
 
 
 def predict(

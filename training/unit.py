@@ -3,11 +3,12 @@
 N candidates and T behaviours make N T pairs. Exporters give each pair a row of 4D inputs; here no
 product of a pair is ever built, because ``(q*k) Wp = q (diag(k) Wp)``: each row of the shorter side
 (own) gets the matrix ``diag(own) Wp + W_other``, by which all rows of the longer one (other) are
-multiplied; the bias is one more row. The work is cut into chunks of own rows, about `CHUNK` pairs
-each, so that what passes between the layers stays in the second-level cache. Inside a chunk a
-neuron is a row and a pair a column: everything is 2-D, so that a layer and its activation are one
-kernel, and a neuron's parameters are one number for a whole row. docs/performance.md has the
-figures of each step.
+multiplied; the bias is one more row. An outer product in the unit only changes that matrix: it is
+``own W + W_other`` then, D^2 multiply-adds more per neuron and row of own. The work is cut into
+chunks of own rows, about `CHUNK` pairs each, so that what passes between the layers stays in the
+second-level cache. Inside a chunk a neuron is a row and a pair a column: everything is 2-D, so that
+a layer and its activation are one kernel, and a neuron's parameters are one number for a whole row.
+docs/performance.md has the figures of each step.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class UnitNode(nn.Module):
         for at, (linear, kind) in enumerate(zip(layers[::2], self.kinds, strict=True)):
             tensors = {"w": linear.weight.detach()}
             if at == 0:
-                wq, wk, wd, wp = tensors.pop("w").chunk(4, 1)
-                tensors = {"wq": wq + wd, "wk": wk - wd, "wp": wp}
+                tensors = dict(zip(("wq", "wk", "wp"), unit.split(tensors["w"]), strict=True))
+                self.outer = tensors["wp"].dim() == 3
             vectors = {
                 "b": linear.bias,
                 **dict(kind.named_parameters()),
@@ -68,11 +69,13 @@ class UnitNode(nn.Module):
 
     def function(self, opset: int) -> FunctionProto:
         """What the node calls."""
-        layers = (_layer(at, kind) for at, kind in enumerate(self.kinds))
+        rows, products = _OUTER if self.outer else _PRODUCT
+        layers = [products, *(_layer(at, kind) for at, kind in enumerate(self.kinds))]
         text = _FUNCTION % {
             "opset": opset,
             "inputs": ", ".join(["q", "k", *self.names]),
             "chunk": CHUNK,
+            "rows": rows,
             "layers": "\n        ".join(layers),
             "last": len(self.kinds) - 1,
         }
@@ -84,7 +87,6 @@ def _layer(at: int, kind: nn.Module) -> str:
     """From x of the layer before to its own: a row per neuron, a column per pair."""
     if at == 0:
         lines = [
-            "products = Mul (wp_rows, chunk)",
             "weights = Add (products, w_other_rows)",
             "biases = Gemm <transB = 1> (w_own, chunk, b0)",
             "bias_column = Unsqueeze (biases, two)",
@@ -115,6 +117,17 @@ def _layer(at: int, kind: nn.Module) -> str:
             raise ValueError(f"attention: no graph for {type(kind).__name__}")
     return "\n        ".join(lines)
 
+
+# What the other side's rows are multiplied by for each row of own, without its own weights: neurons
+# by rows by D. Of an outer product the weights (H, D, D) are by place in q and in k.
+_PRODUCT = "wp_rows = Unsqueeze (wp0, one)", "products = Mul (wp_rows, chunk)"
+_OUTER = (
+    """wp_rows = If (by_behaviour) <
+    then_branch = from_behaviour () => (wp_b) { wp_b = Transpose <perm = [0, 2, 1]> (wp0) },
+    else_branch = from_candidate () => (wp_c) { wp_c = Identity (wp0) }
+  >""",
+    "products = MatMul (chunk, wp_rows)",
+)
 
 _FUNCTION = """
 <domain: "dinserve", opset_import: ["": %(opset)d]>
@@ -160,7 +173,7 @@ LocalActivationUnit (%(inputs)s) => (weight)
   ones = ConstantOfShape <value = float[1] {1}> (ones_rows)
   other_and_one = Concat <axis = 2> (other, ones)
   columns_of_users = Transpose <perm = [0, 2, 1]> (other_and_one)
-  wp_rows = Unsqueeze (wp0, one)
+  %(rows)s
   w_other_rows = Unsqueeze (w_other, one)
   neurons = Shape <start = 0, end = 1> (wp0)
   width = Shape <start = 1, end = 2> (columns_of_users)

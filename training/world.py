@@ -18,12 +18,20 @@ same number of items; within one, the chance of the r-th item follows Zipf's law
 quality is normal with deviation 0.2. A page shows 10 items that differ: each is from the active
 interest with probability 0.25, from any of the user's interests (by strength) with 0.15, else from
 a category drawn uniformly. The last 10 % of each user's pages are test, the 10 % before validation.
+
+With ``conversions`` there is a second task on the very same clicks: items have a price level, users
+a budget level (0 to 4, drawn uniformly, both known fields), and a click is followed by a conversion
+the more likely the closer the two are and the stronger the interest is:
+
+    P(conversion | click) = sigmoid(2 f(h) - |price_i - budget_u|)
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -32,7 +40,7 @@ from numpy.typing import NDArray
 from terminal.progress import Update, quiet
 from training.logs import Logs
 
-SCHEMA = Path(__file__).with_name("schemas") / "synthetic.toml"
+SCHEMAS = Path(__file__).with_name("schemas")
 PAGE = 10
 WINDOW = 50
 EXAMINATION = 0.95
@@ -40,6 +48,8 @@ STAY = 0.9
 ACTIVE, OWN = 0.25, 0.15
 ZIPF = 0.8
 QUALITY = 0.2
+LEVELS = 5
+PULL = 2.0
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -58,6 +68,7 @@ class World:
     strength: float = 2.75
     decay: float = 0.97
     seed: int = 0
+    conversions: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.interests <= self.categories <= self.items:
@@ -68,8 +79,9 @@ class World:
     def logs(self, impressions_per_user: int = 200, update: Update = quiet) -> Logs:
         """Logs of whole pages of 10 impressions, so ``impressions_per_user`` is rounded up.
 
-        ts counts a user's seed clicks, then its pages. ``probability`` is P(click) as above.
-        Raises `ValueError` when there is no page for each split.
+        ts counts a user's seed clicks, then its pages. ``probability`` is P(click) as above,
+        ``conversion.probability`` that of a click with a conversion. Raises `ValueError` when there
+        is no page for each split.
         """
         pages = -(-impressions_per_user // PAGE)
         if pages < 3:
@@ -77,6 +89,7 @@ class World:
         generator = np.random.default_rng(self.seed)
         shelf = Shelf.stock(self, generator)
         taste = Taste.of(self, generator)
+        purse = Purse.fill(self) if self.conversions else None
         clicked = np.full((self.users, WINDOW), -1, np.int64)  # categories, latest last
         weight = self.decay ** np.arange(WINDOW - 1, -1, -1.0)
         examined = EXAMINATION ** np.arange(PAGE)
@@ -91,25 +104,34 @@ class World:
                 item = shelf.draw(interest[:, None], generator)  # (U, 1)
                 drawn += item.size
                 push(clicked, shelf.category[item[:, 0]], np.ones(self.users, bool))
-                parts.append(_events(ts, item, None, None))
+                parts.append(_events(ts, item, {}))
                 continue
             item = page(self, shelf, taste, interest, generator)  # (U, PAGE)
             drawn += item.size
             category = shelf.category[item]
             match = (clicked[:, None, :] == category[:, :, None]) @ weight  # (U, PAGE)
-            logit = self.bias + shelf.quality[item] + self.strength * np.tanh(match)
+            drawn_to = np.tanh(match)
+            logit = self.bias + shelf.quality[item] + self.strength * drawn_to
             probability = examined / (1 + np.exp(-logit))
             click = generator.random(item.shape) < probability
             for position in range(PAGE):
                 push(clicked, category[:, position], click[:, position])
-            parts.append(_events(ts, item, click, probability))
+            outcome = {"ctr": click, "probability": probability}
+            if purse is not None:
+                chance = purse.chance(item, drawn_to)
+                bought = click & (purse.generator.random(item.shape) < chance)
+                outcome |= {"conversion": bought, "conversion.probability": probability * chance}
+            parts.append(_events(ts, item, outcome))
         update("draw events", drawn, total, {})
         update("arrange", 0, 0, {})
-        events = pl.concat(parts).with_columns(_split(self.seed_clicks, pages))
-        ids = pl.Series("item_id", np.arange(self.items)).cast(pl.String)
-        items = pl.DataFrame([ids, pl.Series("category", shelf.category).cast(pl.String)])
-        users = pl.DataFrame([pl.Series("user_id", np.arange(self.users)).cast(pl.String)])
-        return Logs.build(SCHEMA, events, items, users)
+        events = pl.concat(parts, how="diagonal").with_columns(_split(self.seed_clicks, pages))
+        items = pl.DataFrame({"item_id": np.arange(self.items), "category": shelf.category})
+        users = pl.DataFrame({"user_id": np.arange(self.users)})
+        if purse is not None:
+            items = items.with_columns(pl.Series("price", purse.price))
+            users = users.with_columns(pl.Series("budget", purse.budget))
+        schema = SCHEMAS / f"synthetic{'-conversions' if self.conversions else ''}.toml"
+        return Logs.build(schema, events, items.cast(pl.String), users.cast(pl.String))
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +180,27 @@ class Taste:
         return column
 
 
+@dataclass(frozen=True, eq=False)
+class Purse:
+    """What conversions depend on beside the interest; drawn apart, so that clicks stay the same."""
+
+    price: Ints  # (items,)
+    budget: Ints  # (U,)
+    generator: np.random.Generator
+
+    @classmethod
+    def fill(cls, world: World) -> Purse:
+        generator = np.random.default_rng((world.seed, 1))
+        price, budget = (generator.integers(LEVELS, size=n) for n in (world.items, world.users))
+        return cls(price, budget, generator)
+
+    def chance(self, item: Ints, drawn_to: Floats) -> Floats:
+        """P(conversion | click) of each user's items, (U, PAGE); ``drawn_to`` is f(h)."""
+        logit = PULL * drawn_to - np.abs(self.price[item] - self.budget[:, None])
+        chance: Floats = 1 / (1 + np.exp(-logit))
+        return chance
+
+
 def page(
     world: World,
     shelf: Shelf,
@@ -197,27 +240,23 @@ def _repeats(item: Ints) -> NDArray[np.bool_]:
     return again
 
 
-def _events(
-    ts: int, item: Ints, click: NDArray[np.bool_] | None, probability: Floats | None
-) -> pl.DataFrame:
-    """The events of all users at one time; seed clicks where there is no ``click``."""
+def _events(ts: int, item: Ints, outcome: Mapping[str, NDArray[Any]]) -> pl.DataFrame:
+    """The events of all users at one time, with labels and probabilities (U, shown); seed clicks
+    where there is no ``outcome``."""
     users, shown = item.shape
-    frame = pl.DataFrame(
-        {
-            "user_id": np.repeat(np.arange(users), shown),
-            "item_id": item.ravel(),
-            "ts": np.full(item.size, ts),
-            "behaviour": np.ones(item.size, bool) if click is None else click.ravel(),
-            "ctr": None if click is None else click.ravel(),
-            "position": None if click is None else np.tile(np.arange(shown), users),
-            "probability": None if probability is None else probability.ravel(),
-        }
-    )
-    return frame.with_columns(
-        pl.col("user_id", "item_id", "position").cast(pl.String),
-        pl.col("ctr").cast(pl.Int8),
-        pl.col("probability").cast(pl.Float64),
-    )
+    columns: dict[str, NDArray[Any]] = {
+        "user_id": np.repeat(np.arange(users), shown),
+        "item_id": item.ravel(),
+        "ts": np.full(item.size, ts),
+        "behaviour": outcome.get("ctr", np.ones(item.shape, bool)).ravel(),
+        **{name: values.ravel() for name, values in outcome.items()},
+    }
+    if outcome:
+        columns["position"] = np.tile(np.arange(shown), users)
+    labels = [name for name in ("ctr", "conversion") if name in outcome]
+    ids = [name for name in ("user_id", "item_id", "position") if name in columns]
+    frame = pl.DataFrame(columns)
+    return frame.with_columns(pl.col(ids).cast(pl.String), pl.col(labels).cast(pl.Int8))
 
 
 def _split(seed_clicks: int, pages: int) -> pl.Expr:

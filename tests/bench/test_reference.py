@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench import graph, measure, training
 from bench.reference import MaskedDice, Reference, ReferenceTraining, padded
-from model.din import DINConfig, din
+from model.din import DINConfig
 from model.layers import Activation, Dice
 from model.network import Network
 from model.tensors import Tensors
@@ -29,7 +29,7 @@ def network_of(data: Dataset, **options: object) -> Network:
     torch.manual_seed(0)
     config = dataclasses.replace(DINConfig(attention=(12, 8)), **options)
     sizes = {name: table.size for name, table in data.encoder.tables.items()}
-    network = din(data.schema, sizes, config)
+    network = config.build(data.schema, sizes)
     graph.lively(network)
     return network
 

@@ -12,7 +12,7 @@ from model.contract.batch import Batch
 from model.contract.schema import GROUPS, Schema
 from model.network import Network
 from model.tensors import Tensors
-from model.zoo import configure, make
+from model.zoo import configure
 
 SCHEMA = Schema.parse(
     """
@@ -70,14 +70,66 @@ BASE = {
     f"base {pooling} {'product' if product else ''}": {"pooling": pooling, "product": product}
     for pooling, product in itertools.product(("sum", "mean"), (False, True))
 }
-VARIANTS = [*DIN, *BASE]
+PLAIN = {"attention": [4], "attention_activation": "sigmoid", "recency": False, "product": False}
+TASKS: dict[str, dict[str, Any]] = {
+    "shared_bottom relu": {**PLAIN, "bottom": [4, 3], "head_activation": "relu"},
+    "mmoe dice": {**PLAIN, "experts": 3, "expert": [4]},
+    "mmoe prelu within": {**PLAIN, "head_activation": "prelu", "product_of": ["click"]},
+    "ple dice": {**PLAIN, "layers": 3, "shared_experts": 1, "expert": [4, 3]},
+    "ple prelu one layer": {**PLAIN, "layers": 1, "task_experts": 1, "head_activation": "prelu"},
+    "esmm dice recency": {**PLAIN, "recency": True},
+}
+CROSSINGS: dict[str, dict[str, Any]] = {
+    f"{model} {' '.join(map(str, options.values()))}": options
+    for model, options in (
+        ("lr", {"pooling": "sum"}),
+        ("lr", {"pooling": "mean"}),
+        ("fnn", {"pooling": "sum"}),
+        ("wide_deep", {"pooling": "sum"}),
+        ("wide_deep", {"pooling": "mean"}),
+        ("pnn", {"pooling": "sum", "products": "inner"}),
+        ("pnn", {"pooling": "mean", "products": "outer"}),
+        ("pnn", {"pooling": "sum", "products": "both", "product": True}),
+        ("deepfm", {"pooling": "sum"}),
+        ("deepfm", {"pooling": "mean", "product": True}),
+        ("nfm", {"pooling": "sum"}),
+        ("nfm", {"pooling": "mean"}),
+    )
+}
+UNITS = {
+    f"din {interaction} {weights}": {
+        "attention": [4, 3],
+        "interaction": interaction,
+        "weights": weights,
+        "attention_activation": "dice",
+        "recency": False,
+    }
+    for interaction, weights in itertools.product(("product", "outer"), ("raw", "softmax"))
+}
+SEQUENCES: dict[str, dict[str, Any]] = {
+    "dien": {},
+    "dien product": {"product": True},
+    "dsin of 2": {"session_length": 2},
+    "dsin of 4": {"session_length": 4, "heads": 3},
+    "dsin of 9": {"session_length": 9},
+    "transformer 0": {"blocks": 0, "product": True},
+    "transformer 1": {"blocks": 1, "heads": 3},
+    "transformer 2": {"blocks": 2},
+    "transformer 0 unordered": {"blocks": 0, "position": False},
+}
+OPTIONS = {**DIN, **BASE, **CROSSINGS, **TASKS, **UNITS, **SEQUENCES}
+VARIANTS = list(OPTIONS)
+ORDERED = {*SEQUENCES} - {"transformer 0 unordered"} | {
+    each for each in OPTIONS if "recency" in each
+}
 
 
 def network(variant: str, seed: int = 0) -> Network:
     """A network in float64 and eval mode whose every parameter matters."""
-    options = DIN.get(variant) or BASE[variant]
-    config = configure(variant.split(maxsplit=1)[0], {**SMALL, **options})
-    made = make(config, SCHEMA, SIZES).double().eval()
+    model = variant.split(maxsplit=1)[0]
+    small = {} if model == "lr" else SMALL
+    config = configure(model, {**small, **OPTIONS[variant]})
+    made = config.build(SCHEMA, SIZES).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in made.state_dict().items():
@@ -85,7 +137,7 @@ def network(variant: str, seed: int = 0) -> Network:
                 value.uniform_(0.5, 2, generator=generator)
             elif value.is_floating_point():
                 value.normal_(0, 0.5, generator=generator)
-            if name.startswith(("embeddings.", "history.gates.")):
+            if ".tables." in name or ".gates." in name:
                 value[0] = 0
     return made
 

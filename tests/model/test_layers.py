@@ -11,9 +11,9 @@ import torch
 from model.contract.batch import Batch
 from model.contract.ids import OOV
 from model.contract.schema import Schema
-from model.din import LocalActivationUnit
-from model.layers import Dice, Embeddings, PReLU, activation
-from model.tensors import Tensors
+from model.din import Interaction, LocalActivationUnit
+from model.layers import Activation, Dice, Dropout, Embeddings, PReLU, activation
+from model.tensors import Pairs, Tensors
 from tests.model import nets
 
 EPS = 1e-8
@@ -110,15 +110,28 @@ def test_the_running_mean_of_dice_covers_real_pairs_only(columns: int) -> None:
     torch.testing.assert_close(norm.running_var, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("interaction", ["difference", "product", "outer"])
 @pytest.mark.parametrize("kind", ["sigmoid", "dice", "prelu", "relu"])
-def test_the_split_of_the_activation_unit_is_the_mlp_on_the_concatenation(kind: str) -> None:
-    """q, k and product parts add up to the first layer on [q, k, q-k, q*k]."""
-    unit = LocalActivationUnit(4, (5, 3), kind).double().eval()
-    q, k = random(7, 4), random(7, 4, seed=1)
-    s = unit.first(torch.cat([q, k, q - k, q * k], -1))
-    naive = unit.rest(unit.first_activation(s)).squeeze(-1)
-    split = unit(q * k, unit.query_part(q), unit.behaviour_part(k))
-    torch.testing.assert_close(split, naive, rtol=0, atol=1e-12)
+def test_the_split_of_the_activation_unit_is_the_mlp_on_the_concatenation(
+    kind: Activation, interaction: Interaction
+) -> None:
+    """What is computed once per candidate, behaviour and pair adds up to the first layer on the
+    concatenation of q, k and how they meet, pair by pair and on the grid."""
+    unit = LocalActivationUnit(4, (5, 3), kind, interaction).double().eval()
+    q, k = random(7, 4), random(6, 4, seed=1)
+    naive = torch.zeros(7, 6, dtype=torch.float64)
+    for n, j in np.ndindex(7, 6):
+        meet = {
+            "difference": [q[n] - k[j], q[n] * k[j]],
+            "product": [q[n] * k[j]],
+            "outer": [torch.outer(q[n], k[j]).flatten()],
+        }[interaction]
+        s = unit.first(torch.cat([q[n], k[j], *meet]))
+        naive[n, j] = unit.rest(unit.first_activation(s))
+    torch.testing.assert_close(unit.grid(q[None], k[None])[0], naive, rtol=0, atol=1e-12)
+    candidate, row = torch.tensor([0, 0, 2, 2, 2, 6]), torch.tensor([1, 5, 0, 4, 4, 3])
+    of = Pairs(candidate, row, row, row, torch.tensor([0, 2, 2, 5, 5, 5, 5]))
+    torch.testing.assert_close(unit.pairs(q, k, of), naive[candidate, row], rtol=0, atol=1e-12)
 
 
 def test_prelu_is_its_formula() -> None:
@@ -169,3 +182,30 @@ def test_the_row_of_unknown_ids_becomes_the_mean_known_one_unless_it_was_trained
     before = weight.clone()
     embeddings.settle_unknown({"item_id": torch.tensor([0.0, 2.0, 1.0, 3.0])})
     torch.testing.assert_close(weight, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.3, 0.9])
+def test_dropout_leaves_out_a_share_and_scales_the_rest(share: float) -> None:
+    """In training only; the gradient is left out where the value is; the mean stays."""
+    torch.manual_seed(0)
+    layer, x = Dropout(share), torch.ones(333, 301, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert (y == 0).double().mean().item() == pytest.approx(share, abs=0.01)
+    kept = 2**16 / (2**16 - round(share * 2**16))
+    assert set(y.detach().unique().tolist()) <= {0.0, torch.tensor(kept).item()}
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())
+    rows = (y == 0).double().mean(1)
+    assert rows.std().item() == pytest.approx((share * (1 - share) / 301) ** 0.5, rel=0.15)
+    assert layer.eval()(x) is x
+
+
+def test_dropout_is_drawn_from_torch_s_generator() -> None:
+    """The same seed leaves out the same, and the next call something else."""
+    layer, x = Dropout(0.5), torch.ones(1001)
+    torch.manual_seed(3)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)

@@ -129,14 +129,38 @@ def test_a_candidate_sees_its_part_of_the_history_only(variant: str, dense: bool
             same(nets.logits(network, other, dense), score)
 
 
+@pytest.mark.parametrize("variant", [each for each in nets.VARIANTS if each.split()[0] != "lr"])
+def test_candidates_that_share_a_history_see_their_own_part_of_it(variant: str) -> None:
+    """From the same beginning to different ends, with all in one pass: each scores as alone, and
+    no gradient reaches a behaviour behind its end."""
+    network, batch = nets.network(variant), nets.batch(candidates=12, missing=0)
+    batch = replace(batch, start=batch.start * 0)
+    expected = [nets.logits(network, pick(batch, [c])) for c in range(batch.candidates)]
+    same(nets.logits(network, batch), torch.cat(expected))
+    found: list[Tensor] = []
+    network.history.register_forward_hook(lambda *call: found.append(call[2]))
+    tensors = Tensors.of(batch)
+    logits, _ = network(tensors)
+    spans = tensors.spans()
+    first, reached = (spans.cumsum(0) - spans).numpy()[batch.owner], 0
+    for c in range(batch.candidates):
+        (gradient,) = torch.autograd.grad(logits[c].sum(), found[0], retain_graph=True)
+        seen = np.zeros(len(gradient), bool)
+        seen[first[c] : first[c] + batch.stop[c]] = True
+        assert not gradient[~seen].any()
+        reached += int(gradient[seen].any())
+    assert reached > 6
+    assert len(set(batch.stop[batch.owner == 0])) > 1
+
+
 @every_variant
-def test_only_recency_looks_at_the_order_of_behaviours(variant: str) -> None:
-    """Pooling is the same for any order, unless DIN has its recency term."""
+def test_only_some_look_at_the_order_of_behaviours(variant: str) -> None:
+    """Pooling is the same for any order, unless DIN has its recency term; sequences go by it."""
     network, batch = nets.network(variant), nets.batch()
     whole = replace(batch, start=batch.start * 0, stop=np.where(batch.owner == 0, 6, 0))
     shuffled = replace(whole, history=whole.history[:, [3, 0, 5, 1, 2, 4]])
     one, two = nets.logits(network, whole), nets.logits(network, shuffled)
-    if "recency" in variant:
+    if variant in nets.ORDERED:
         assert abs(one - two).max() > 1e-3
     else:
         same(one, two)
@@ -172,15 +196,23 @@ def test_one_candidate_of_unknown_ids_has_a_score(variant: str, length: int) -> 
     same(nets.logits(network, batch, dense=True), score)
 
 
-@pytest.mark.parametrize("variant", ["din raw dice recency product", "base sum "])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "din raw dice recency product",
+        "base sum ",
+        "lr mean",
+        "wide_deep sum",
+        "fnn sum",
+        "ple dice",
+    ],
+)
 def test_the_pad_row_stays_zero(variant: str) -> None:
     """Training with missing values everywhere moves the other rows, never the padding."""
     network = nets.network(variant).train()
-    tables = network.embeddings.weights()
-    gates = list(network.history.gates.parameters())
-    rows = {id(p) for p in (*tables.values(), *gates)}
-    rest = [p for p in network.parameters() if id(p) not in rows]
-    sparse = torch.optim.SparseAdam([*tables.values(), *gates], lr=0.1)
+    tables, rows = network.embeddings.weights(), network.sparse()
+    rest = [p for p in network.parameters() if all(p is not each for each in rows.values())]
+    sparse = torch.optim.SparseAdam(rows.values(), lr=0.1)
     dense = torch.optim.AdamW(rest, lr=0.1, weight_decay=0.1)
     before = tables["genre"].detach().clone()
     for seed in range(3):
@@ -196,7 +228,6 @@ def test_the_pad_row_stays_zero(variant: str) -> None:
         sparse.step()
         dense.step()
     assert (tables["genre"] != before)[1:].all()
-    for weight in tables.values():
+    for weight in rows.values():
+        assert weight.any()
         assert not weight[0].any()
-    for gate in network.history.gates.values():
-        assert not gate.weight[0].any()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from model.base import BaseConfig
+from model.dien import DIENConfig
 from model.din import DINConfig
-from model.zoo import configure
+from model.transformer import TransformerConfig
+from model.zoo import CONFIGS, configure
 
 
 def test_options_become_a_configuration() -> None:
@@ -16,12 +20,21 @@ def test_options_become_a_configuration() -> None:
     found = configure("din", {"head": [8, 4], "dropout": 0, "weights": "softmax"})
     assert found == DINConfig(head=(8, 4), dropout=0, weights="softmax")
     assert configure("base", {}) == BaseConfig()
+    assert configure("dien", {"auxiliary": 2}) == DIENConfig(auxiliary=2)
+    assert configure("transformer", {"blocks": 0}) == TransformerConfig(blocks=0)
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_what_a_run_writes_down_is_the_same_configuration(model: str) -> None:
+    """All options of a model can be given, those that it fixes too."""
+    made = configure(model, {})
+    assert configure(model, json.loads(json.dumps(asdict(made)))) == made
 
 
 @pytest.mark.parametrize(
     ("model", "options", "expected"),
     [
-        ("dien", {}, "model: expected one of din, base"),
+        ("dine", {}, "model: expected one of lr, "),
         ("base", {"recency": True}, "recency: expected an option of base"),
         ("din", {"dim": 0}, "dim"),
         ("din", {"dim": 8.0}, "dim"),
@@ -35,7 +48,22 @@ def test_options_become_a_configuration() -> None:
         ("din", {"weights": "hard"}, "weights: expected one of raw, softmax"),
         ("din", {"head_activation": "swish"}, "head_activation: expected one of sigmoid"),
         ("base", {"pooling": "max"}, "pooling: expected one of sum, mean"),
+        ("mmoe", {"product_of": "click"}, "product_of: expected a list of names"),
+        ("ple", {"product_of": [1]}, "product_of: expected a list of names"),
+        ("ple", {"layers": 0}, "layers"),
         ("base", {"pooling": ["sum"]}, "pooling: expected one of sum, mean"),
+        ("pnn", {"products": "cross"}, "products: expected one of inner, outer, both"),
+        ("fnn", {"pretraining": 1.0}, "pretraining"),
+        ("lr", {"dim": 8}, "dim: expected an option of lr: pooling$"),
+        ("lr", {"head": [8]}, "head: expected an option of lr: pooling$"),
+        ("nfm", {"product": True}, "product: expected an option of nfm: dim"),
+        ("din", {"interaction": "sum"}, "interaction: expected one of difference, product, outer"),
+        ("dien", {"auxiliary": -1.0}, "auxiliary"),
+        ("dien", {"auxiliary": float("inf")}, "auxiliary"),
+        ("dsin", {"session_length": 0}, "session_length"),
+        ("transformer", {"blocks": 3}, "blocks: expected one of 0, 1, 2"),
+        ("transformer", {"blocks": True}, "blocks: expected one of 0, 1, 2"),
+        ("transformer", {"position": 1}, "position"),
     ],
 )
 def test_what_is_no_option_is_refused(model: str, options: dict[str, Any], expected: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -202,6 +203,53 @@ def behind_tls(port: int, folder: Path) -> Iterator[tuple[int, Path]]:
         thread.join()
         loop.run_until_complete(asyncio.sleep(0.05))
         loop.close()
+
+
+@contextmanager
+def speaking_tls(folder: Path) -> Iterator[int]:
+    """A redis-server that speaks TLS itself, asks callers for a certificate, and has no other
+    port."""
+    program = _tls_server()
+    certify(folder)
+    port = free_port()
+    options = {
+        "--port": "0",
+        "--tls-port": str(port),
+        "--tls-cert-file": "server.pem",
+        "--tls-key-file": "server.key",
+        "--tls-ca-cert-file": "ca.pem",
+        "--tls-auth-clients": "yes",
+        "--save": "",
+    }
+    command = [program, *(each for pair in options.items() for each in pair)]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: _listens(port))
+            yield port
+        finally:
+            process.kill()
+
+
+def _said(command: list[str | Path]) -> bytes:
+    ended = subprocess.run(command, capture_output=True, timeout=10, check=False)
+    return ended.stdout + ended.stderr
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _tls_server() -> str:
+    """A redis-server that was built with TLS, which the one of a wheel is not."""
+    for folder in (*os.environ["PATH"].split(os.pathsep), "/usr/bin"):
+        program = Path(folder) / "redis-server"
+        command = [program, "--tls-port", "0", "--nonsense", "0"]  # ends with the first it refuses
+        if program.exists() and b"'tls-port" not in _said(command):
+            return str(program)
+    if os.environ.get("CI"):
+        pytest.fail("no redis-server with TLS: install Debian's package redis-server")
+    pytest.skip("no redis-server with TLS: install Debian's package redis-server")
 
 
 def certify(folder: Path) -> None:

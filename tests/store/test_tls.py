@@ -12,16 +12,23 @@ from redis.exceptions import ConnectionError, RedisError
 from store.blocking import Clients
 from store.nodes import reach
 from store.url import StoreUrl
-from tests.store.forms import behind_tls, certify
+from tests.store.forms import behind_tls, certify, speaking_tls
 from tests.support import running_redis
 
 
-@pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
-    """The port of a Redis behind TLS, and the folder of the certificates."""
+@pytest.fixture(scope="module", params=["redis", "relay"])
+def secured(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[int, Path]]:
+    """The port of a Redis that speaks TLS, or stands behind what does, and the folder of the
+    certificates."""
     folder = tmp_path_factory.mktemp("tls")
-    with running_redis(folder) as redis, behind_tls(redis.port, folder) as (port, _):
-        yield port, folder
+    if request.param == "redis":
+        with speaking_tls(folder) as port:
+            yield port, folder
+    else:
+        with running_redis(folder) as redis, behind_tls(redis.port, folder) as (port, _):
+            yield port, folder
 
 
 def answers(url: str) -> None:

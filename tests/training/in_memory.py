@@ -20,9 +20,19 @@ from training.logs import (
     item_columns,
     user_columns,
 )
-from training.parts import SUFFIXES
-from training.readers import MAX_BAD_SHARE
-from training.rows import LINE, REASON, Reading, Rows, empty, need, read_csv, repeated, settle
+from training.parts import Reading, TextFile
+from training.rows import (
+    LINE,
+    MAX_BAD_SHARE,
+    REASON,
+    Rows,
+    empty,
+    need,
+    read_csv,
+    repeated,
+    settle,
+)
+from training.table_files import SUFFIXES
 
 
 def read_tables(
@@ -41,7 +51,7 @@ def read_tables(
         if name not in known:
             raise LogsError("columns", name, f"one of {', '.join(sorted(known))}")
     paths = {part: _path(str(source), part) for part in ("events", "items", "users")}
-    reading = Reading.of([path for path in paths.values() if path], update)
+    reading = Reading.of([TextFile(path) for path in paths.values() if path], update)
     found = {p: _table(path, theirs, reading) if path else None for p, path in paths.items()}
     update("arrange", 0, 0, {})
     raw = found["events"]
@@ -59,7 +69,7 @@ def read_tables(
         users = users.mark(repeated("user_id"))
     elif schema.user:
         raise LogsError(str(source), "users", f"a table with {schema.user[0].name}")
-    malformed = settle([rows for rows in (events, items, users) if rows], max_bad_share)
+    malformed = settle([rows.dropped for rows in (events, items, users) if rows], max_bad_share)
     frame = events.sound()
     if "split" not in raw.columns:
         frame = _split_by_time(frame, schema.tasks[0], events.file)

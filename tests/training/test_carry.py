@@ -17,7 +17,7 @@ from model.contract.ids import FIRST, OOV, PAD, Vocabulary
 from model.contract.schema import Schema
 from model.network import Network
 from model.tensors import Tensors
-from model.zoo import configure, make
+from model.zoo import configure
 from tests.training import shop
 from training.carry import Carried, Outline, carry, rows_by_key
 from training.dataset import Dataset, build, learn_encoder
@@ -43,20 +43,29 @@ def test_rows_go_by_key(old: set[int], new: set[int]) -> None:
     assert len(rows) == Vocabulary(after).size
 
 
-def outline(logs: Logs, seen: Mapping[str, Seen], **options: Any) -> Outline:
+def outline(logs: Logs, seen: Mapping[str, Seen], model: str = "din", **options: Any) -> Outline:
     config = {"dim": 4, "head": [8], "attention": [6], **options}
-    return Outline(logs.schema, "din", plain(asdict(configure("din", config))), seen)
+    return Outline(logs.schema, model, plain(asdict(configure(model, config))), seen)
+
+
+def crossed(
+    logs: Logs, seen: Mapping[str, Seen], model: str = "wide_deep", **options: Any
+) -> Outline:
+    """The outline of a model with weights per id beside its embeddings."""
+    small = {} if model == "lr" else {"dim": 4, "head": [8]}
+    config = configure(model, {**small, **options})
+    return Outline(logs.schema, model, plain(asdict(config)), seen)
 
 
 def network(of: Outline, seed: int = 0) -> Network:
     torch.manual_seed(seed)
     tables = learn_sizes(of)
-    made = make(configure(of.model, of.options), of.schema, tables)
+    made = configure(of.model, of.options).build(of.schema, tables)
     for weight in made.parameters():  # so that no two are alike, PAD aside
         with torch.no_grad():
             weight.add_(torch.randn_like(weight) * 0.1)
     for name, weight in made.state_dict().items():
-        if name.startswith(("embeddings", "history")):
+        if ".tables." in name or ".gates." in name:
             weight[PAD] = 0
     return made
 
@@ -144,6 +153,37 @@ def test_forgetting_moves_ids_to_the_row_of_unknown_ones(shop_logs: Logs) -> Non
     assert torch.allclose(one, two, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("model", "count"),  # embeddings, linear weights of candidate and behaviour, crosses
+    [("wide_deep", 4), ("fnn", 3), ("lr", 2)],
+)
+def test_weights_per_id_go_by_key(model: str, count: int, shop_logs: Logs) -> None:
+    """The same outline scores the same, and a new id weighs about what unknown ones did."""
+    every = learn(shop_logs)
+    of = crossed(shop_logs, every, model)
+    found = loaded(of, carried(of, of))
+    assert torch.equal(logits(found, shop_logs, every), logits(network(of), shop_logs, every))
+    old = crossed(shop_logs, half(every), model)
+    before, now = network(old).state_dict(), carried(old, of)
+    assert now.fresh == ()
+    rows = rows_by_key(old.seen["item_id"].keys, every["item_id"].keys)
+    fresh = network(of, 1).state_dict()
+    tables = [name for name in before if name.endswith("tables.item_id.weight")]
+    assert len(tables) == count
+    for table in tables:
+        assert torch.equal(now.weights[table][rows >= 0], before[table][rows[rows >= 0]])
+        assert torch.equal(
+            now.weights[table][rows < 0], fresh[table][rows < 0] + before[table][OOV]
+        )
+
+
+def test_a_crossing_of_other_options_is_fresh(shop_logs: Logs) -> None:
+    """What its weights count depends on the pooling; embeddings are carried all the same."""
+    seen = learn(shop_logs)
+    found = carried(crossed(shop_logs, seen), crossed(shop_logs, seen, pooling="mean"))
+    assert {name.split(".")[0] for name in found.fresh} == {"crossing", "head"}
+
+
 def changed(logs: Logs, text: str) -> Logs:
     """The same logs under another schema; what it adds is missing throughout."""
     from training.scores import recast
@@ -171,6 +211,40 @@ def test_a_field_more_leaves_scores_as_they_were(shop_logs: Logs) -> None:
     assert torch.allclose(two, logits(network(new), logs, more), atol=1e-6)
 
 
+@pytest.mark.parametrize("interaction", ["difference", "product", "outer"])
+def test_an_item_field_more_leaves_scores_as_they_were(shop_logs: Logs, interaction: str) -> None:
+    """The unit's columns go with the fields that they belong to, whatever the unit sees."""
+    text = shop.SCHEMA.replace(
+        '[[item]]\nname = "genre"', '[[item]]\nname = "colour"\n[[item]]\nname = "genre"'
+    )
+    logs = changed(shop_logs, text)
+    seen, more = learn(shop_logs), learn(logs)
+    old = outline(shop_logs, seen, interaction=interaction)
+    new = outline(logs, more, interaction=interaction)
+    fresh = configure("din", new.options).build(new.schema, learn_sizes(new)).state_dict()
+    found = carry(old, network(old).state_dict(), {}, new, fresh)
+    assert set(found.fresh) == {"embeddings.tables.colour.weight"}
+    one, two = logits(loaded(new, found), logs, more), logits(network(old), shop_logs, seen)
+    assert torch.allclose(one, two, atol=1e-5)
+    assert two.std() > 0.01
+
+
+def test_an_option_that_there_was_not_yet_had_its_default(shop_logs: Logs) -> None:
+    """A state from before there were several interactions is carried as before."""
+    of = outline(shop_logs, learn(shop_logs))
+    options = {key: value for key, value in of.options.items() if key != "interaction"}
+    assert carried(replace(of, options=options), of).fresh == ()
+
+
+def test_other_models_carry_everything_or_their_tables(shop_logs: Logs) -> None:
+    """The same model, options and fields: all of it; else what belongs to ids."""
+    seen = learn(shop_logs)
+    configs = (configure("dsin", {"session_length": length}) for length in (5, 6))
+    one, two = (Outline(shop_logs.schema, "dsin", plain(asdict(c)), seen) for c in configs)
+    assert carried(one, one).fresh == ()
+    assert {name.split(".")[0] for name in carried(one, two).fresh} == {"interest", "head"}
+
+
 def test_a_task_less_leaves_the_others_as_they_were(shop_logs: Logs) -> None:
     """Outputs go by the task's name."""
     text = shop.SCHEMA.replace('[[task]]\nname = "click"\n', "")
@@ -186,6 +260,8 @@ def test_a_task_less_leaves_the_others_as_they_were(shop_logs: Logs) -> None:
     [
         ({"head": [8, 8]}, {"head"}),
         ({"attention": [5]}, {"interest"}),
+        ({"interaction": "product"}, {"interest"}),
+        ({"interaction": "outer"}, {"interest"}),
         ({"dim": 5}, {"embeddings", "history", "interest", "head"}),
     ],
 )
@@ -198,6 +274,20 @@ def test_parts_of_another_form_are_fresh(
     found = carried(outline(shop_logs, seen), outline(shop_logs, seen, **options))
     assert {name.split(".")[0] for name in found.fresh} == fresh
     assert {name.split(".")[0] for name in found.weights}.isdisjoint(fresh)
+
+
+def test_what_a_task_is_the_product_of_decides_what_its_tower_means(shop_logs: Logs) -> None:
+    """Several tasks: all is carried to the same options, to others only what is embedded."""
+    seen = learn(shop_logs)
+    old = outline(shop_logs, seen, "ple", expert=[5])
+    found = carried(old, old)
+    assert found.fresh == ()
+    same = logits(loaded(old, found), shop_logs, seen)
+    assert torch.equal(same, logits(network(old), shop_logs, seen))
+    within = outline(shop_logs, seen, "ple", expert=[5], product_of=["click"])
+    found = carried(old, within)
+    assert {name.split(".")[0] for name in found.fresh} == {"interest", "head"}
+    assert {name.split(".")[0] for name in found.weights} == {"embeddings", "history"}
 
 
 def test_moments_go_with_their_rows(

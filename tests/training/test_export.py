@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from onnx import numpy_helper
 from model.contract.batch import Batch, merge
 from model.contract.encode import Encoder
 from model.network import Network
-from model.zoo import configure, make
+from model.zoo import configure
 from training.calibrate import Calibration
 from training.dataset import learn_encoder
 from training.export import (
@@ -35,14 +37,14 @@ def lively(encoder: Encoder, model: str, **options: Any) -> Network:
     """A network whose weights are large enough to matter, as trained ones are."""
     torch.manual_seed(0)
     sizes = {name: table.size for name, table in encoder.tables.items()}
-    network = make(configure(model, {"dim": 4, **options}), encoder.schema, sizes).eval()
+    network = configure(model, options).build(encoder.schema, sizes).eval()
     with torch.no_grad():
         for name, value in network.state_dict().items():
             if name.endswith("running_var"):
                 value.uniform_(0.5, 2)
             elif value.is_floating_point():
                 value.normal_(0, 0.5)
-            if name.startswith(("embeddings.", "history.gates.")):
+            if ".tables." in name or ".gates." in name:
                 value[0] = 0
     return network
 
@@ -68,16 +70,45 @@ def encoder() -> Encoder:
 @pytest.fixture(scope="module")
 def din(encoder: Encoder) -> Exported:
     return Exported(
-        encoder, "din", weights="softmax", attention=[6], attention_activation="prelu", head=[8]
+        encoder,
+        "din",
+        dim=4,
+        weights="softmax",
+        attention=[6],
+        attention_activation="prelu",
+        head=[8],
     )
 
 
 @pytest.fixture(scope="module")
 def base(encoder: Encoder) -> Exported:
-    return Exported(encoder, "base", pooling="mean", product=True, head=[8])
+    return Exported(encoder, "base", dim=4, pooling="mean", product=True, head=[8])
 
 
-@pytest.mark.parametrize("name", ["din", "base"])
+@pytest.fixture(scope="module")
+def din_outer(encoder: Encoder) -> Exported:
+    return Exported(encoder, "din", interaction="outer", weights="softmax", attention=[6], head=[8])
+
+
+@pytest.fixture(scope="module")
+def dien(encoder: Encoder) -> Exported:
+    return Exported(encoder, "dien", head=[8])
+
+
+@pytest.fixture(scope="module")
+def dsin(encoder: Encoder) -> Exported:
+    return Exported(encoder, "dsin", head=[8])
+
+
+@pytest.fixture(scope="module")
+def transformer(encoder: Encoder) -> Exported:
+    return Exported(encoder, "transformer", head=[8])
+
+
+EVERY = ["din", "base", "din_outer", "dien", "dsin", "transformer"]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_the_graph_is_the_network(name: str, request: pytest.FixtureRequest) -> None:
     """Every size, unknown ids and several users: within 1e-5, and every case was tried."""
     made: Exported = request.getfixturevalue(name)
@@ -90,6 +121,37 @@ def test_the_graph_is_the_network(name: str, request: pytest.FixtureRequest) -> 
     assert 0 < max(worst.values()) <= 1e-5
 
 
+SMALL: dict[str, Any] = {"dim": 4, "head": [8]}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "logs"),
+    [
+        ("lr", {}, "encoder"),
+        ("fnn", SMALL, "encoder"),
+        ("wide_deep", SMALL, "shop_encoder"),
+        ("pnn", {**SMALL, "products": "both"}, "encoder"),
+        ("deepfm", SMALL, "encoder"),
+        ("nfm", {**SMALL, "head_activation": "dice"}, "encoder"),
+    ],
+)
+def test_the_graph_of_a_crossing_is_the_network(
+    model: str, options: dict[str, Any], logs: str, request: pytest.FixtureRequest
+) -> None:
+    """Within 1e-5; the shop has two tasks, and fields of every group and kind."""
+    of: Encoder = request.getfixturevalue(logs)
+    tasks = len(of.schema.tasks)
+    calibration = Calibration((1.3, 0.7)[:tasks], (-0.4, 0.2)[:tasks])
+    network = lively(of, model, **options)
+    graph = export(network, calibration, of)
+    assert 0 < max(parity(network, calibration, of, graph).values()) <= 1e-5
+    batches = [random_batch(of, 2, t, n, seed=t) for t, n in ((0, 3), (4, 40), (1, 1))]
+    loaded = session(graph)
+    alone = np.concatenate([run(loaded, each) for each in batches])
+    np.testing.assert_allclose(run(loaded, merge(batches)), alone, rtol=0, atol=1e-5)
+    assert alone.std() > 0.1
+
+
 def test_the_calibration_is_part_of_the_graph(din: Exported) -> None:
     """The graph's logits are the network's times slope plus offset."""
     batch = din.batch(3, 4, 20, seed=5)
@@ -99,7 +161,7 @@ def test_the_calibration_is_part_of_the_graph(din: Exported) -> None:
     np.testing.assert_allclose(run(din.session, batch), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["din", "base"])
+@pytest.mark.parametrize("name", EVERY)
 def test_merging_requests_does_not_change_scores(name: str, request: pytest.FixtureRequest) -> None:
     """Requests of all lengths in one call score in onnxruntime as each alone."""
     made: Exported = request.getfixturevalue(name)
@@ -151,3 +213,52 @@ def test_the_graph_says_how_much_each_behaviour_weighs(din: Exported) -> None:
     assert weight.shape == (5, 4)
     np.testing.assert_allclose(weight.sum(1), 1, rtol=1e-5)
     assert not weight[3:, 1:].any()
+
+
+TWO = Calibration((1.3, 0.8), (-0.4, 0.2))
+SEVERAL: dict[str, dict[str, Any]] = {
+    "shared_bottom": {"bottom": [6]},
+    "mmoe": {"experts": 3, "expert": [6]},
+    "ple": {"expert": [6], "task_experts": 1, "head_activation": "prelu"},
+    "esmm": {},
+}
+
+
+@pytest.fixture(scope="module")
+def two_tasks() -> Encoder:
+    """Clicks and conversions, with a user field."""
+    world = World(users=20, items=60, categories=20, seed_clicks=5, conversions=True)
+    return learn_encoder(world.logs(30))
+
+
+def several(model: str, encoder: Encoder) -> Network:
+    options = {"attention": [6], "weights": "softmax", "head": [6], **SEVERAL[model]}
+    return lively(encoder, model, **options)
+
+
+@pytest.mark.parametrize("model", SEVERAL)
+def test_the_graph_of_several_tasks_is_the_network(model: str, two_tasks: Encoder) -> None:
+    """Experts that end in Dice, gates and products: all tasks within 1e-5 in every case."""
+    network = several(model, two_tasks)
+    graph = export(network, TWO, two_tasks)
+    assert 0 < max(parity(network, TWO, two_tasks, graph).values()) <= 1e-5
+
+
+def test_a_product_keeps_its_logit_where_probabilities_do_not(two_tasks: Encoder) -> None:
+    """Towers that are certain, of either task: the graph's float32 holds to float64."""
+    network = several("esmm", two_tasks)
+    with torch.no_grad():
+        for tower in network.head.towers:
+            tower.layers[-1].weight *= 200
+            tower.layers[-1].bias *= 0
+    exact = copy.deepcopy(network).double()
+    batch = random_batch(two_tasks, 3, 4, 1000, seed=1)
+    own: list[torch.Tensor] = []
+    for tower in exact.head.towers:
+        tower.register_forward_hook(lambda *call: own.append(call[2][:, 0]))
+    expected = exact_logits(exact, TWO, batch)
+    click, conversion = own
+    for signs in itertools.product((1, -1), repeat=2):
+        assert ((signs[0] * click > 40) & (signs[1] * conversion > 40)).any()
+    found = run(session(export(network, TWO, two_tasks)), batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)

@@ -13,7 +13,7 @@ import pytest
 
 from model.contract.schema import SchemaError
 from tests.training.prepared import read_tables
-from training import rows
+from training import parts
 from training.logs import Logs, LogsError
 from training.readers import read_amazon, read_movielens
 
@@ -485,16 +485,16 @@ def test_files_read_in_parts_are_those_read_at_once(
     whole = read_tables(tmp_path, schema, max_bad_share=0.2)
     assert len(whole.malformed.bad) == 2
     for size in (0, 7, 100):
-        monkeypatch.setattr(rows, "SLICE", size)
+        monkeypatch.setattr(parts, "SLICE", size)
         told: list[tuple[int, int]] = []
 
         def update(stage: str, done: int, total: int, figures: object, told=told) -> None:
             if stage == "read kB":
                 told.append((done, total))
 
-        parts = read_tables(tmp_path, schema, max_bad_share=0.2, update=update)
-        assert parts.events.equals(whole.events)
-        assert parts.malformed == whole.malformed
+        again = read_tables(tmp_path, schema, max_bad_share=0.2, update=update)
+        assert again.events.equals(whole.events)
+        assert again.malformed == whole.malformed
         assert told == sorted(told)
         assert told[-1][0] == told[-1][1] > 0
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
+from model.contract.schema import Schema
 from model.din import DINConfig
-from training.recipe import FOLDER, SettingError, settings
+from model.tasks import MMoEConfig
+from model.zoo import CONFIGS
+from tests.training import shop
+from training.recipe import FOLDER, SettingError, hold, settings
 from training.trainer import FitConfig
 
 
@@ -20,10 +26,41 @@ def test_given_values_go_over_the_recipe_s() -> None:
 
 
 @pytest.mark.parametrize("schema", [*(path.stem for path in FOLDER.glob("*.toml")), "unheard-of"])
-@pytest.mark.parametrize("model", ["din", "base"])
+@pytest.mark.parametrize("model", CONFIGS)
 def test_every_recipe_is_valid(schema: str, model: str) -> None:
     """Each data set has settings of each model without any --set."""
     settings(schema, model, [])
+
+
+def test_a_model_without_a_recipe_takes_that_of_the_model_it_varies() -> None:
+    """MMoE on DIN's interest: DIN's settings, and MMoE's own defaults."""
+    (din, how), (mmoe, same) = (settings("movielens-1m", name, []) for name in ("din", "mmoe"))
+    assert how == same
+    inherited = set(asdict(din)) - {"head"}
+    assert {name: getattr(mmoe, name) for name in inherited} == {
+        name: getattr(din, name) for name in inherited
+    }
+    assert mmoe.head == MMoEConfig().head
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        ("din", "task_weights=[1]", "--set task_weights: expected a number for each task: a, b"),
+        ("din", "task_weights=[1, 2, 3]", "--set task_weights: expected a number for each task"),
+        ("mmoe", 'product_of=["b"]', "--set product_of: expected for b one of a, not 'b'"),
+        ("esmm", 'product_of=["a", ""]', "--set product_of: expected a name for each task but"),
+    ],
+)
+def test_settings_that_do_not_fit_the_tasks_are_refused(
+    model: str, given: str, expected: str
+) -> None:
+    """Before anything is trained; what fits is let through."""
+    tasks = '[[task]]\nname = "a"\n[[task]]\nname = "b"\n[[item]]\nname = "item_id"\n'
+    schema = Schema.parse('name = "s"\n' + tasks)
+    with pytest.raises(SettingError, match=expected):
+        hold(schema, *settings("s", model, [given]))
+    hold(schema, *settings("s", "ple", ["task_weights=[1, 0.5]", 'product_of=["a"]']))
 
 
 @pytest.mark.parametrize(
@@ -49,6 +86,9 @@ def test_every_recipe_is_valid(schema: str, model: str) -> None:
         ("colour=red", "--set colour: expected an option of din.* or of the training: size"),
         ("weights=hard", "--set weights: expected one of raw, softmax"),
         ("head=200", "--set head"),
+        ("task_weights=2", "--set task_weights: expected a list of numbers above 0"),
+        ("task_weights=[1, 0]", "--set task_weights: expected a list of numbers above 0"),
+        ("task_weights=[1, true]", "--set task_weights: expected a list of numbers above 0"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(given: str, expected: str) -> None:
@@ -59,5 +99,23 @@ def test_a_setting_that_cannot_be_is_refused(given: str, expected: str) -> None:
 
 def test_an_unknown_model_is_refused() -> None:
     """The error lists the models."""
-    with pytest.raises(SettingError, match="--model: expected one of din, base"):
-        settings("unheard-of", "dien", [])
+    with pytest.raises(SettingError, match="--model: expected one of lr, "):
+        settings("unheard-of", "dine", [])
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        ("dsin", "heads=3", "--set heads: expected a divisor of 64, the width of an item"),
+        ("transformer", "heads=3", "--set heads: expected a divisor of 64"),
+        ("dsin", "product=true", "--set product: the interest of this model is not as wide"),
+    ],
+)
+def test_options_that_do_not_go_with_the_schema_are_refused(
+    model: str, given: str, expected: str
+) -> None:
+    """The error names the option and what was expected, before anything is read or written."""
+    schema = Schema.parse(shop.SCHEMA)  # 4 item fields
+    hold(schema, *settings("unheard-of", model, []))
+    with pytest.raises(SettingError, match=expected):
+        hold(schema, *settings("unheard-of", model, [given]))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from hypothesis import Phase, given, settings
 from tests.training import in_memory
 from tests.training.any_tables import Tables, tables
 from tests.training.prepared import read_tables
+from training.engines import start
 from training.logs import Logs, LogsError
+from training.tables import prepare
 
 
 def outcome(read: Any, source: Path, schema: Path) -> Any:
@@ -82,6 +86,18 @@ def test_truth_values_say_what_a_behaviour_is(tmp_path: Path) -> None:
     logs = read_tables(tmp_path, in_files(tmp_path, events()))
     flags = dict(zip(logs.events["item_id"], logs.events["behaviour"], strict=True))
     assert flags == {f"i{row}": row % 3 == 0 for row in range(20)}
+
+
+def test_what_is_said_of_the_result_is_what_is_in_it(tmp_path: Path) -> None:
+    """Rows, impressions and ends of labels of each split, and users with one event only."""
+    once = events()[:1].with_columns(user_id=pl.lit("once"))
+    schema = in_files(tmp_path, events(), once)
+    written = prepare(tmp_path, schema, tmp_path / "out", partial(start, "duckdb"))
+    logs = replace(Logs.read(tmp_path / "out"), malformed=written.malformed)
+    assert written == logs.written()
+    assert written.alone == 1
+    assert written.splits == {"train": 15, "validation": 2, "test": 4}
+    assert written.labels["test"] == {"click": (0, 1)}
 
 
 def test_files_of_a_table_have_the_same_columns(tmp_path: Path) -> None:

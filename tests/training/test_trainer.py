@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.zoo import configure, make
+from model.tensors import Tensors
+from model.zoo import configure
 from tests.kill import end, start
 from training import checkpoint, metrics
 from training.dataset import Dataset, build, learn_encoder
@@ -47,7 +49,7 @@ def trainer(
     options = {**SMALL, **({"attention": [6]} if model == "din" else {}), **options}
     encoder = sets["train"].encoder
     sizes = {name: table.size for name, table in encoder.tables.items()}
-    network = make(configure(model, options), encoder.schema, sizes)
+    network = configure(model, options).build(encoder.schema, sizes)
     return Trainer(network, sets, config, seed, run)
 
 
@@ -98,10 +100,31 @@ def test_a_killed_run_goes_on_to_the_same_weights(sets: dict[str, Dataset], tmp_
     assert first[0] == 26
     assert resumed == expected
     assert progress.evaluations == uninterrupted.evaluations
+    assert progress.losses == uninterrupted.losses
     assert (progress.best_step, progress.impressions) == (
         uninterrupted.best_step,
         uninterrupted.impressions,
     )
+
+
+def test_losses_are_thinned_to_means(
+    sets: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A point is the mean loss of the steps since the last; one stands at each evaluation."""
+    monkeypatch.setattr("training.trainer.LOSSES", 10)  # 30 steps: every third
+    seen: list[float] = []
+
+    def report(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if stage == "train":
+            seen.append(figures["loss"])
+
+    _, progress = trained(trainer(sets, tmp_path), report)
+    ends = sorted({*range(3, 31, 3), *range(EVERY, 31, EVERY)})
+    assert [step for step, _ in progress.losses] == ends
+    for (step, loss), before in zip(progress.losses, [0, *ends], strict=False):
+        assert loss == pytest.approx(np.mean(seen[before:step]), abs=1e-6)
+    validation = (progress.evaluations or [])[-1]
+    assert validation["loss"] == validation["log_loss"]  # of one task
 
 
 def test_a_run_killed_after_its_last_step_is_done(sets: dict[str, Dataset], tmp_path: Path) -> None:
@@ -112,6 +135,59 @@ def test_a_run_killed_after_its_last_step_is_done(sets: dict[str, Dataset], tmp_
     assert again == expected
     assert progress.done
     assert reported == []
+
+
+def heads(made: Trainer) -> tuple[list[bytes], Progress]:
+    """The bytes of the head at the start and after each step, and the progress."""
+    found = [content(made.network.head.state_dict())]
+
+    def report(stage: str, *_: Any) -> None:
+        if stage == "train":
+            found.append(content(made.network.head.state_dict()))
+
+    return found, made.fit(report)
+
+
+def test_the_first_share_of_the_steps_trains_what_goes_before(
+    sets: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """An FNN's head is untouched while its FM trains, and nothing is kept of that time; then
+    everything moves."""
+    made = trainer(sets, tmp_path, model="fnn", pretraining=0.4)
+    table = made.network.embeddings.weights()["item_id"]
+    start = table.detach().clone()
+    found, progress = heads(made)
+    assert [one == two for one, two in pairwise(found)] == [True] * 12 + [False] * 18
+    assert not torch.equal(table, start)
+    assert [each["step"] for each in progress.evaluations or []] == [15, 20, 25, 30]
+
+
+def test_a_warm_network_is_beyond_what_goes_before(
+    sets: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """Its head goes on from the first step."""
+    made = trainer(sets, tmp_path, model="fnn", pretraining=0.4)
+    made.warm = True
+    found, _ = heads(made)
+    assert not any(one == two for one, two in pairwise(found))
+
+
+def test_a_run_killed_before_its_head_is_trained_goes_on(
+    sets: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """Stopped in the first stage: the same weights as one that was not."""
+    expected, _ = trained(trainer(sets, tmp_path / "whole", model="fnn", pretraining=0.4))
+    made = trainer(sets, tmp_path / "killed", model="fnn", pretraining=0.4)
+
+    def report(stage: str, *_: Any) -> None:
+        if made.progress.step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.fit(report)
+    again = trainer(sets, tmp_path / "killed", model="fnn", pretraining=0.4)
+    resumed, _ = trained(again)
+    assert resumed == expected
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.4, 6), (1.4, 21), (2, 30)])
@@ -227,3 +303,50 @@ def test_attention_pays_in_a_world_of_several_interests(tmp_path: Path) -> None:
         score = predict(made.network, test)[:, 0]
         gauc[name] = metrics.gauc(test.user, test.label[:, 0], score)
     assert gauc["seeing"] > gauc["blind"] + 0.03
+
+
+@pytest.fixture(scope="module")
+def two_tasks() -> dict[str, Dataset]:
+    world = World(users=35, items=60, categories=8, interests=2, seed=1, conversions=True)
+    logs = world.logs(60)
+    return build(logs, learn_encoder(logs))
+
+
+@pytest.mark.parametrize("weights", [(), (1, 3), (0.5, 0.1)])
+def test_the_loss_weighs_tasks_by_their_ratio(
+    two_tasks: dict[str, Dataset], tmp_path: Path, weights: tuple[float, ...]
+) -> None:
+    """The mean over impressions of each task's log loss, weighed; alike where nothing is said."""
+    config = replace(CONFIG, task_weights=weights)
+    made = trainer(two_tasks, tmp_path, config=config, dropout=0.0, embedding_dropout=0.0)
+    train = two_tasks["train"]
+    batch, at = train.batch(*train.plan(config.size, config.block, (0, 0))[0])
+    with torch.no_grad():
+        p = torch.sigmoid(made.network.train()(Tensors.of(batch))[0]).numpy()
+    by_task = metrics.losses(train.label[at], p).mean(0)
+    told: list[float] = []
+
+    def first_step(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+        told.append(figures["loss"])
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        made.fit(first_step)
+    assert abs(by_task[0] - by_task[1]) > 1e-3
+    expected = np.average(by_task, weights=weights or None)
+    assert told == [pytest.approx(expected, abs=1e-6)]
+
+
+def test_the_best_weights_are_those_of_the_best_mean_over_tasks(
+    two_tasks: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """GAUC of clicks and of conversions count alike, whatever their weights in the loss."""
+    config = replace(CONFIG, rate=0.05, embedding_rate=0.05, task_weights=(1.0, 9.0))
+    made = trainer(two_tasks, tmp_path, config=config, model="mmoe", expert=[4])
+    progress = made.fit(silent)
+    data = two_tasks["validation"]
+    logit = predict(made.network, data)
+    of_task = [metrics.gauc(data.user, data.label[:, task], logit[:, task]) for task in range(2)]
+    assert progress.best_gauc == pytest.approx(np.mean(of_task), abs=1e-12)
+    gaucs = [each["gauc"] for each in progress.evaluations or []]
+    assert progress.best_gauc == max(gaucs) > min(gaucs)

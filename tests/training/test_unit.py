@@ -31,8 +31,11 @@ def encoder() -> Encoder:
         {"attention": [6], "attention_activation": "sigmoid", "weights": "softmax"},
         {"attention": [8, 6, 4], "attention_activation": "prelu"},
         {"attention": [5, 3], "attention_activation": "relu", "recency": False},
+        {"attention": [7, 3], "interaction": "product"},
+        {"attention": [7, 3], "interaction": "outer"},
+        {"attention": [6], "attention_activation": "relu", "interaction": "outer"},
     ],
-    ids=lambda options: options["attention_activation"],
+    ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_every_chunk_of_every_shape_is_scored_exactly(
     encoder: Encoder, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from training.logs import Logs
+from training.logs import Logs, LogsError
 from training.world import World
 
 
@@ -140,3 +141,56 @@ def test_a_world_that_cannot_be_is_refused() -> None:
         World(items=5, categories=5, interests=2)
     with pytest.raises(ValueError, match="20 impressions"):
         World().logs(impressions_per_user=20)
+
+
+@pytest.fixture(scope="module")
+def buyers(world: World) -> Logs:
+    return dataclasses.replace(world, conversions=True).logs(impressions_per_user=200)
+
+
+def test_conversions_change_no_click(logs: Logs, buyers: Logs) -> None:
+    """Everything that the world without them has is there, bit for bit."""
+    assert buyers.events.select(logs.events.columns).equals(logs.events)
+    assert buyers.items.select(logs.items.columns).equals(logs.items)
+
+
+def test_conversions_follow_clicks_as_often_as_their_probability_says(buyers: Logs) -> None:
+    """Overall and in each tenth, within 4 deviations, and never without a click."""
+    impressions = shown(buyers).sort("conversion.probability")
+    assert impressions.filter(pl.col("conversion") > pl.col("ctr")).is_empty()
+    for part in (impressions, *impressions.iter_slices(impressions.height // 10)):
+        chance = part["conversion.probability"].to_numpy()
+        deviation = np.sqrt((chance * (1 - chance)).sum()) / len(chance)
+        assert abs(part["conversion"].mean() - chance.mean()) < 4 * deviation
+
+
+def test_the_probability_of_a_conversion_follows_from_interest_price_and_budget(
+    world: World, buyers: Logs
+) -> None:
+    """The docstring's formula, from the tables alone: f(h) is the same in both probabilities."""
+    events = buyers.events.join(buyers.items, on="item_id", maintain_order="left")
+    events = events.join(buyers.users, on="user_id", maintain_order="left")
+    mine = events.filter(pl.col("user_id") == "3")
+    clicks = mine.filter("behaviour")
+    checked = 0
+    for row in mine.filter(pl.col("split").is_not_null()).iter_rows(named=True):
+        past = clicks.filter(pl.col("ts") < row["ts"])["category"].to_list()[-50:]
+        ages = [age for age, name in enumerate(reversed(past)) if name == row["category"]]
+        pull = 2 * np.tanh(sum(world.decay**age for age in ages))
+        logit = pull - abs(int(row["price"]) - int(row["budget"]))
+        after = row["conversion.probability"] / row["probability"]
+        assert after == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-12)
+        checked += 1
+    assert checked == 200
+    assert set(buyers.items["price"]) == set(buyers.users["budget"]) == set("01234")
+
+
+def test_the_probabilities_of_all_tasks_are_kept_and_held_to_be_some(
+    buyers: Logs, tmp_path: Path
+) -> None:
+    """What is written is read again; a probability of the second task above 1 is refused."""
+    buyers.write(tmp_path)
+    assert Logs.read(tmp_path).events.equals(buyers.events)
+    wrong = buyers.events.with_columns(pl.col("conversion.probability") + 1)
+    with pytest.raises(LogsError, match=r"conversion.probability: expected numbers from 0 to 1"):
+        dataclasses.replace(buyers, events=wrong).check()

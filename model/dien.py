@@ -1,0 +1,108 @@
+"""DIEN: Deep Interest Evolution Network (Zhou et al., AAAI 2019, arXiv 1809.03672).
+
+A GRU turns behaviours into interest states; an auxiliary loss holds each state to the behaviour
+that came next. A second GRU goes through the states, and its update gate is scaled by the attention
+that the candidate pays to each: interest evolves only along what is relevant for the candidate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.contract.schema import Schema
+from model.layers import Activation
+from model.network import NetworkConfig
+from model.sequence import Bilinear, Ordered
+
+
+@dataclass(frozen=True)
+class DIENConfig(NetworkConfig):
+    """What can be chosen of DIEN: ``auxiliary`` is the weight of the auxiliary loss (alpha of
+    equation 7)."""
+
+    head_activation: Activation = "dice"
+    auxiliary: float = 1.0
+
+    def interest(self, schema: Schema, width: int) -> Evolution:
+        return Evolution(width, self.auxiliary)
+
+
+class Evolution(Ordered):
+    """The interest's last state, as it evolved for each candidate (section 4.3)."""
+
+    causal = True
+
+    def __init__(self, width: int, auxiliary: float) -> None:
+        super().__init__()
+        self.width, self.auxiliary = width, auxiliary
+        self.extractor = nn.GRU(width, width, batch_first=True)  # equations 2 to 5
+        self.attention = Bilinear(width)
+        self.evolution = AUGRU(width)
+        self._loss: Tensor | None = None
+
+    def encode(self, x: Tensor, length: Tensor) -> Tensor:
+        """Interest states, and what they give to the AUGRU's gates, side by side (G, T, 4 D)."""
+        h: Tensor = self.extractor(x)[0]
+        if self.training and self.auxiliary:
+            self._loss = auxiliary_loss(h, x, length)
+        return torch.cat([h, self.evolution.inputs(h)], -1)
+
+    def attend(self, code: Tensor, q: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
+        h, given = code.split([self.width, 3 * self.width], -1)
+        weight = self.attention(h, q, age >= 0)
+        return self.evolution(given, weight), weight
+
+    def loss(self) -> Tensor | None:
+        """The auxiliary loss of the last training forward, weighted; it is handed over once."""
+        found, self._loss = self._loss, None
+        return None if found is None else self.auxiliary * found
+
+
+class AUGRU(nn.Module):
+    """A GRU whose update gate is scaled by attention (equations 3 to 5 and 14 to 16)::
+
+        u = a_t sigmoid(W_u x_t + U_u h + b_u)     r = sigmoid(W_r x_t + U_r h + b_r)
+        n = tanh(W_n x_t + r * U_n h + b_n)        h' = (1 - u) h + u n
+
+    Where no attention is paid nothing changes, so padding needs no mask.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inputs = nn.Linear(width, 3 * width)  # u, r, n
+        self.state = nn.Linear(width, 3 * width, bias=False)
+
+    def forward(self, given: Tensor, weight: Tensor) -> Tensor:
+        """The last state (G, N, D), from 0, with attention ``weight`` (G, N, T); given (G, T, 3 D)
+        is what ``inputs`` makes of x. What is exported in its place is `training.recurrent`."""
+        width = given.shape[2] // 3
+        h = given.new_zeros(*weight.shape[:2], width)
+        for x, a in zip(given[:, None].unbind(2), weight[..., None].unbind(2), strict=True):
+            (of_x, xn), (of_h, hn) = (v.split([2 * width, width], -1) for v in (x, self.state(h)))
+            u, r = torch.sigmoid(of_x + of_h).chunk(2, -1)
+            h = torch.lerp(h, torch.tanh(xn + r * hn), a * u)
+        return h
+
+
+def auxiliary_loss(h: Tensor, x: Tensor, length: Tensor) -> Tensor:
+    """How badly states h (G, T, D) tell the next behaviour from another (section 4.2, equation 6).
+
+    ``mean_t -log sigmoid(h_t . e_{t+1}) - log(1 - sigmoid(h_t . e'_{t+1}))``: e' is another of all
+    real behaviours x (G, T, D), each as likely. The mean is over all steps of all histories, where
+    the paper adds up each history's. 0 where no behaviour follows another.
+    """
+    real = torch.arange(x.shape[1]) < length[:, None]  # (G, T)
+    behaviours = x[real]  # (R, D)
+    follows = real[:, 1:]
+    if not follows.any():
+        return x.sum() * 0
+    positive = (real.flatten().cumsum(0) - 1).view_as(real)[:, 1:][follows]
+    apart = torch.randint(1, len(behaviours), positive.shape)
+    negative = (positive + apart) % len(behaviours)
+    state = h[:, :-1][follows]
+    right = (state * behaviours.index_select(0, positive)).sum(-1)
+    wrong = (state * behaviours.index_select(0, negative)).sum(-1)
+    return (nn.functional.softplus(-right) + nn.functional.softplus(wrong)).mean()

@@ -1,0 +1,63 @@
+"""Numpy alone, one candidate and one behaviour at a time: what formulas are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from model.contract.batch import Batch
+from model.network import Network
+from tests.model.test_networks import interest_of
+
+Array = np.ndarray
+Weights = Mapping[str, Array]
+
+
+def weights(network: Network) -> Weights:
+    """A copy of all weights; those of the interest without their prefix."""
+    return {
+        name.removeprefix("interest."): value.detach().numpy().copy()
+        for name, value in network.state_dict().items()
+    }
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x: Array) -> Array:
+    return np.exp(x) / np.exp(x).sum()
+
+
+def item(of: Weights, row: Array) -> Array:
+    """The vector of an item: its id's row beside the mean of its genres' (D,)."""
+    genres = [of["embeddings.tables.genre.weight"][at] for at in row[1:4] if at]
+    genre = np.mean(genres, 0) if genres else np.zeros(3)
+    return np.concatenate([of["embeddings.tables.item_id.weight"][row[0]], genre])
+
+
+def behaviour(of: Weights, row: Array) -> Array:
+    """The vector of a behaviour: its item scaled and shifted by its rating and action (D,)."""
+    both = of["history.gates.rating.weight"][row[4]] + of["history.gates.action.weight"][row[5]]
+    return item(of, row) * (1 + both[:6]) + both[6:]
+
+
+def holds(
+    network: Network, batch: Batch, formula: Callable[[Weights, Array, Array], Array]
+) -> None:
+    """Assert that the interest of each candidate is ``formula(weights, e (T, D), q (D,))``; of the
+    batch's own form, and of the dense one where all see everything. No behaviours, no interest."""
+    of = weights(network)
+    expected = []
+    for c in range(batch.candidates):
+        seen = batch.history[batch.owner[c], batch.start[c] : batch.stop[c]]
+        e = np.array([behaviour(of, row) for row in seen])
+        found = formula(of, e, item(of, batch.item[c])) if len(e) else None
+        expected.append(np.zeros(network.interest.width) if found is None else found)
+    assert np.std(expected) > 0.1
+    forms = [False] if batch.start.any() else [False, True]
+    for dense in forms:
+        interest = interest_of(network, batch, dense)
+        torch.testing.assert_close(interest, torch.tensor(np.array(expected)), rtol=0, atol=1e-10)

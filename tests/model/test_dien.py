@@ -1,0 +1,119 @@
+"""DIEN against its equations in numpy, and its auxiliary loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from model.dien import auxiliary_loss
+from model.tensors import Tensors
+from tests.model import interest_by_hand, nets
+from tests.model.interest_by_hand import Array, Weights, sigmoid, softmax
+
+
+def states(of: Weights, e: Array) -> list[Array]:
+    """Equations 2 to 5, with the gates as torch has them: its update gate keeps what ours takes."""
+    wr, wz, wn = np.split(of["extractor.weight_ih_l0"], 3)
+    ur, uz, un = np.split(of["extractor.weight_hh_l0"], 3)
+    br, bz, bn = np.split(of["extractor.bias_ih_l0"], 3)
+    cr, cz, cn = np.split(of["extractor.bias_hh_l0"], 3)
+    h, found = np.zeros(6), []
+    for x in e:
+        r = sigmoid(wr @ x + br + ur @ h + cr)
+        u = 1 - sigmoid(wz @ x + bz + uz @ h + cz)
+        n = np.tanh(wn @ x + bn + r * (un @ h + cn))
+        h = (1 - u) * h + u * n
+        found.append(h)
+    return found
+
+
+def interest(of: Weights, e: Array, q: Array) -> Array:
+    h = states(of, e)
+    attention = softmax(np.array([s @ of["attention.weight.weight"] @ q for s in h]))  # eq. 12
+    wu, wr, wn = np.split(of["evolution.inputs.weight"], 3)
+    bu, br, bn = np.split(of["evolution.inputs.bias"], 3)
+    uu, ur, un = np.split(of["evolution.state.weight"], 3)
+    evolved = np.zeros(6)
+    for a, x in zip(attention, h, strict=True):
+        u = a * sigmoid(wu @ x + uu @ evolved + bu)  # equation 15
+        r = sigmoid(wr @ x + ur @ evolved + br)
+        n = np.tanh(wn @ x + r * (un @ evolved) + bn)
+        evolved = (1 - u) * evolved + u * n  # equation 16
+    return evolved
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_interest_is_the_last_state_of_the_augru(whole: bool) -> None:
+    """GRU, attention and AUGRU, step by step."""
+    interest_by_hand.holds(nets.network("dien"), nets.batch(whole=whole), interest)
+
+
+def test_the_auxiliary_loss_is_equation_6() -> None:
+    """Of two behaviours the other one is the only negative there can be."""
+    generator = torch.Generator().manual_seed(0)
+    h, x = (torch.randn(1, 4, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    found = auxiliary_loss(h, x, torch.tensor([2]))
+    state, (other, following) = h.numpy()[0, 0], x.numpy()[0, :2]
+    expected = -np.log(sigmoid(state @ following)) - np.log(1 - sigmoid(state @ other))
+    assert float(found) == pytest.approx(expected, abs=1e-12)
+
+
+def test_negatives_are_other_real_behaviours() -> None:
+    """Each other real behaviour is drawn about as often, the next one and padding never."""
+    size, draws = 6, 3000
+    x = torch.eye(size)[None] * 20  # a state that is one of them tells which was drawn
+    x = torch.cat([x, torch.full((1, 3, size), 1e6)], 1)
+    torch.manual_seed(0)
+    drawn = []
+    for _ in range(draws):
+        h = torch.zeros(1, size + 3, size)
+        h[0, 0] = torch.arange(1, size + 1)  # the first state only; the other steps give log 4
+        loss = float(auxiliary_loss(h, x, torch.tensor([size])))
+        drawn.append((loss * (size - 1) - (size - 2) * np.log(4)) / 20)
+    # softplus of 20 n is 20 n, of -40 about 0: what is left is the place of the negative
+    places, counts = np.unique(np.round(drawn).astype(int), return_counts=True)
+    assert places.tolist() == [1, 3, 4, 5, 6]
+    assert (abs(counts / draws - 1 / 5) < 0.03).all()
+
+
+@pytest.mark.parametrize("lengths", [[0, 1, 0], [0, 0, 0]])
+def test_where_no_behaviour_follows_another_there_is_no_auxiliary_loss(lengths: list[int]) -> None:
+    """Histories of one behaviour or none: 0, with a gradient of 0."""
+    x = torch.randn(3, 4, 6, requires_grad=True)
+    loss = auxiliary_loss(x * 2, x, torch.tensor(lengths))
+    loss.backward()
+    assert loss.item() == 0
+    assert x.grad is not None
+    assert not x.grad.any()
+
+
+def test_the_auxiliary_loss_is_handed_over_once_and_only_while_training() -> None:
+    """It is that of the views, times its weight; the same for the same state of the generator."""
+    network, batch = nets.network("dien"), Tensors.of(nets.batch())
+    network(batch)
+    assert network.auxiliary() == 0
+    losses = []
+    for weight in (1.0, 1.0, 0.25):
+        network.train()
+        network.interest.auxiliary = weight
+        torch.manual_seed(0)
+        network(batch)
+        losses.append(network.auxiliary().item())
+        assert network.auxiliary() == 0
+    assert losses[0] == losses[1] > 0
+    assert losses[2] == pytest.approx(losses[0] / 4)
+    network.interest.auxiliary = 0.0
+    network(batch)
+    assert network.auxiliary() == 0
+    assert nets.network("base sum ").auxiliary() == 0
+
+
+def test_the_auxiliary_loss_trains_the_extractor_and_the_embeddings_only() -> None:
+    """What comes after the states has no part in it."""
+    network = nets.network("dien").train()
+    network(Tensors.of(nets.batch()))
+    network.auxiliary().backward()  # type: ignore[union-attr]
+    moved = {name for name, p in network.named_parameters() if p.grad is not None}
+    assert all(n.startswith(("interest.extractor.", "embeddings.", "history.")) for n in moved)
+    assert {"interest.extractor.weight_hh_l0", "embeddings.tables.item_id.weight"} <= moved

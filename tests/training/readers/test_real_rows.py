@@ -1,0 +1,80 @@
+"""Real rows of Alimama and Ali-CCP, put back from others' preparations into the official layout."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.training.readers import files
+from training.dataset import build, learn_encoder
+from training.readers import read_ali_ccp, read_alimama
+
+FIXTURES = Path(__file__).resolve().parents[3].parent / "shared/data/fixtures"
+LENGTH = 50  # behaviours of an impression in the prepared rows; btag 0 or category 0 is padding
+
+
+def rows_of(name: str) -> list[list[str]]:
+    path = FIXTURES / name
+    if not path.exists():
+        pytest.skip(f"no real data in {FIXTURES}")
+    with gzip.open(path, "rt") as file:
+        return [line.strip().split(",") for line in file]
+
+
+@pytest.mark.real_data
+def test_real_rows_of_alimama_are_read(tmp_path: Path) -> None:
+    """500 impressions with 210 clicks, whose users, ads and behaviours all arrive."""
+    rows = rows_of("alimama-dmr-500rows.csv.gz")
+    shown, log, ads, people = [], [], dict[str, str](), dict[str, str]()
+    for at, row in enumerate(rows):
+        user, profile = row[250], row[251:259]
+        ad, category, campaign, customer, brand, price, _, click = row[259:]
+        ts = files.ALIMAMA_FIRST + at * 1000
+        shown.append(f"{user},{ts},{ad},430548_1007,{1 - int(click)},{click}")
+        ads[ad] = f"{ad},{category},{campaign},{customer},{brand},{price}"
+        people[user] = ",".join([user, *profile])
+        actions, categories, brands = (row[n * LENGTH : (n + 1) * LENGTH] for n in range(3))
+        past = zip(actions, categories, brands, strict=True)
+        names = {"1": "pv", "2": "fav", "3": "cart", "4": "buy"}
+        log += [
+            f"{user},{ts - LENGTH + n},{names[a]},{c},{b}"
+            for n, (a, c, b) in enumerate(past)
+            if a in names
+        ]
+    folder = files.alimama(tmp_path, shown, log, [*ads.values()], [*people.values()])
+    logs = read_alimama(folder, partial=True)
+    assert logs.malformed.count == 0
+    assert logs.users.height == 230
+    impressions = logs.events.filter(~pl.col("behaviour"))
+    assert (impressions.height, impressions["ctr"].sum()) == (500, 210)
+    assert impressions["adgroup_id"].n_unique() == 297
+    assert set(impressions["item_id"]) <= set(logs.items["item_id"])
+    sets = build(logs, learn_encoder(logs))
+    seen = [length for part in sets.values() for length in part.stop - part.start]
+    assert max(seen) == LENGTH
+    assert sum(length > 0 for length in seen) > 490
+
+
+@pytest.mark.real_data
+def test_real_samples_of_ali_ccp_are_read(tmp_path: Path) -> None:
+    """Every field of the samples is one that the reader knows, and none is lost."""
+    rows = rows_of("aliccp-esmm-10rows.txt.gz")
+    samples, users = [], []
+    for number, click, buy, *pairs in rows:
+        each = [(*pair.split(":"), "1.0") for pair in pairs]
+        own = [feature for feature in each if feature[0][0] in "23578"]
+        users.append(files.common(number, *(feature for feature in each if feature not in own)))
+        samples.append(files.sample(int(number), int(click), int(buy), number, *own))
+    logs = read_ali_ccp(files.ali_ccp(tmp_path, (samples, users), (samples, users)), partial=True)
+    assert logs.malformed.count == 0
+    train = logs.events.filter(pl.col("split").is_in(["train", "validation"]))
+    assert train.height == 10
+    labels = {(number, int(click), int(buy)) for number, click, buy, *_ in rows}
+    found = train.select(pl.col("user_id").str.strip_prefix("train:"), "ctr", "conversion")
+    assert set(found.iter_rows()) == labels
+    assert train.select("item_id", "product", "shop", "scene").null_count().row(0) == (0, 0, 0, 0)
+    past = [sum(pair.startswith("109_14:") for pair in pairs) for _, _, _, *pairs in rows]
+    assert logs.events["behaviour"].sum() == 2 * sum(past) > 0

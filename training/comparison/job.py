@@ -1,0 +1,111 @@
+"""The comparison: models trained on one split, each from several seeds, and what came of them.
+
+::
+
+    OUT/runs/<label>/seed-<k>/   a run of `training.run`, with test.npy, the logits of the test
+                                 impressions, and, of the first seed, model.onnx
+    OUT/report.json, OUT/report.html
+
+Nothing is done twice: a comparison that was killed goes on with the runs that are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from terminal.progress import Update
+from training import checkpoint
+from training.comparison import page
+from training.comparison.order import Order
+from training.comparison.report import report
+from training.fit import Encoded, describe, digest, encode, train
+from training.logs import Logs
+from training.trainer import TrainingError
+
+JSON, HTML = "report.json", "report.html"
+SHOWN = ("gauc", "auc", "log_loss")
+
+
+def compare(order: Order, update: Update, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Train what is not trained yet, and write both reports; what report.json says.
+
+    ``tell`` gets a line for each run that ends. Raises what reading and training raise, and
+    `RunError`, before any training, where a folder holds a run of other settings.
+    """
+    torch.set_num_threads(order.threads)
+    torch.use_deterministic_algorithms(True)
+    update("read", 0, 0, {})
+    logs, logs_digest = Logs.read(order.data), digest(order.data)
+    about = {
+        (entrant.label, seed): describe(
+            order.data, logs_digest, entrant.model, entrant.config, entrant.how, seed, order.threads
+        )
+        for entrant, seed in order.every()
+    }
+    found = [order.run(each, seed).found(about[each.label, seed]) for each, seed in order.every()]
+    encoded = encode(logs, order.data, update)
+    if any(found):
+        tell(f"{order.out}: going on with what is there")
+    _train(order, encoded, about, update, tell)
+    told = report(order, encoded, logs_digest, update)
+    update("write", 0, 0, {})
+    text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
+    _replace(order.out / JSON, f"{text}\n")
+    _replace(order.out / HTML, page.html(told))
+    return told
+
+
+def _train(
+    order: Order,
+    encoded: Encoded,
+    about: Mapping[tuple[str, int], Mapping[str, Any]],
+    update: Update,
+    tell: Callable[[str], None],
+) -> None:
+    """Train all runs that are not finished; their progress is one stage, in impressions."""
+    every, left = list(order.every()), []
+    for entrant, seed in every:
+        run = order.run(entrant, seed)
+        if run.found(about[entrant.label, seed]) and run.results():
+            checkpoint.remove(run.folder)  # of a run that was killed right after its end
+        else:
+            left.append((entrant, seed))
+    if ended := len(every) - len(left):
+        tell(f"{ended} of {len(every)} runs are finished")
+    rows = len(encoded.sets["train"])
+    total, done = sum(round(rows * entrant.how.epochs) for entrant, _ in left), 0
+    for at, (entrant, seed) in enumerate(left, ended + 1):
+
+        def trained(
+            stage: str, here: int, _: int, figures: Mapping[str, float], before: int = done
+        ) -> None:
+            if stage == "train":
+                update("all runs", before + here, total, figures)
+
+        try:
+            results = train(
+                order.run(entrant, seed),
+                encoded,
+                about[entrant.label, seed],
+                trained,
+                keep_logits=True,
+            )
+        except TrainingError as error:
+            raise TrainingError(f"{entrant.label}, seed {seed}: {error}") from None
+        done += round(rows * entrant.how.epochs)  # it may have stopped early
+        update("all runs", done, total, {})
+        test = results["metrics"]["test"]
+        figures = ", ".join(f"{name} {test[name]:.4f}" for name in SHOWN if name in test)
+        tell(f"{at} of {len(every)} runs: {entrant.label}, seed {seed}: test {figures}")
+
+
+def _replace(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
