@@ -85,10 +85,11 @@ class DuckDB:
         listed = ", ".join(_text(str(path)) for path in _plain(files))
         columns = [_duckdb_column(name, (times or {}).get(name)) for name in schema.names]
         row = f'file_row_number AS "{ROW}"'
+        # The min and max of a row group leave NaN out: by themselves they would settle rules.
         query = (
             f'SELECT {", ".join([*columns, row])}, parse_filename("{NAME}") AS "{NAME}" '
             f"FROM read_parquet([{listed}], file_row_number = true, filename = '{NAME}', "
-            "hive_partitioning = false)"
+            "hive_partitioning = false, can_have_nan = true)"
         )
         self._run(f"CREATE OR REPLACE VIEW {_quoted(view)} AS {query}")
         return _table(view, schema, times)

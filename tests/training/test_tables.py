@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, given, settings
 
@@ -81,6 +82,14 @@ def test_times_become_whole_units_of_the_schema_and_equal_ones_keep_the_order_of
     assert logs.events["ts"][-1] == 1_704_067_209 * step + (500 if unit == "ms" else 0)
 
 
+def test_times_before_and_after_1970_are_split_as_others(tmp_path: Path) -> None:
+    """The last tenth of the impressions is test, the tenth before it validation."""
+    schema = in_files(tmp_path, events().with_columns(ts=pl.int_range(-10, 10)))
+    logs = read_tables(tmp_path, schema)
+    assert logs.events["ts"].to_list() == list(range(-10, 10))
+    assert logs.events["split"].to_list() == ["train"] * 16 + ["validation"] * 2 + ["test"] * 2
+
+
 def test_truth_values_say_what_a_behaviour_is(tmp_path: Path) -> None:
     """A column of Booleans is read as it is."""
     logs = read_tables(tmp_path, in_files(tmp_path, events()))
@@ -98,6 +107,32 @@ def test_what_is_said_of_the_result_is_what_is_in_it(tmp_path: Path) -> None:
     assert written.alone == 1
     assert written.splits == {"train": 15, "validation": 2, "test": 4}
     assert written.labels["test"] == {"click": (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        ("ts", "ts is not an integer"),
+        ("click", "click is not 0, 1 or null"),
+        ("probability", "probability is not a finite number"),
+    ],
+)
+def test_a_nan_is_malformed_though_the_least_and_greatest_of_its_file_leave_it_out(
+    tmp_path: Path, column: str, reason: str
+) -> None:
+    """Parquet's statistics say nothing of NaN, so no rule may be taken for settled by them."""
+    drawn = events().with_columns(
+        ts=pl.Series(range(20), dtype=pl.Float64),
+        click=pl.Series([0.0, 1.0] * 10),
+        probability=pl.Series([0.0, 1.0] * 10),
+    )
+    last = pl.int_range(pl.len()) == 19
+    spoilt = drawn.with_columns(pl.when(last).then(float("nan")).otherwise(column).alias(column))
+    schema = in_files(tmp_path)
+    pq.write_table(spoilt.to_arrow(), tmp_path / "events.parquet" / "0.parquet")
+    logs = read_tables(tmp_path, schema, max_bad_share=0.05)
+    assert [(line, why) for _, line, why in logs.malformed.bad] == [(20, reason)]
+    assert logs.events.height == 19
 
 
 def test_files_of_a_table_have_the_same_columns(tmp_path: Path) -> None:
