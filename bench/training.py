@@ -69,9 +69,9 @@ def prepare(logs: Logs) -> dict[str, Dataset]:
 def _steps(trainer: Trainer) -> Iterator[int]:
     """The trainer's own steps, epoch after epoch: assembly, forward, backward, update."""
     while True:
-        for batch, label in trainer._batches():
-            trainer._step(batch, label)
-            yield len(label)
+        for batch, label, size in trainer._batches():
+            trainer._step(batch, label, size)
+            yield size
         trainer.progress.step = 0
 
 

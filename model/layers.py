@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, cast
 
 import torch
@@ -22,8 +22,11 @@ class Dice(nn.Module):
 
     ``f(s) = p(s) s + (1 - p(s)) alpha s`` with ``p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + eps))``;
     E and Var are those of the mini-batch in training, running ones in inference. While it trains
-    it must be given real rows only: padding would enter the statistics.
+    it must be given real rows only: padding would enter the statistics. Where several processes
+    share a mini-batch, ``total`` is the differentiable sum of a tensor over them.
     """
+
+    total: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, width: int, eps: float = 1e-8) -> None:
         super().__init__()
@@ -31,17 +34,45 @@ class Dice(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(width))
 
     def forward(self, s: Tensor) -> Tensor:  # (..., width)
-        if self.training and len(s) > 1:  # one row has no variance
-            # A plain mean of the first batches, then a moving one: never biased by the start.
-            seen = int(self.norm.num_batches_tracked)
-            self.norm.momentum = max(MOMENTUM, 1 / (seen + 1))
+        if self.training and self.total is not None:
+            normal = self._over_all(s, self.total)
+        elif self.training and len(s) > 1:  # one row has no variance
+            self.norm.momentum = self._momentum()
             normal = self.norm(s)  # (rows, width)
-        else:  # the same, for any number of leading axes
-            normal = (s - self.norm.running_mean) * torch.rsqrt(
-                self.norm.running_var + self.norm.eps
-            )
+        else:
+            normal = self._running(s)
         p = torch.sigmoid(normal)
         return s * (self.alpha + p * (1 - self.alpha))
+
+    def _running(self, s: Tensor) -> Tensor:
+        """Normal by the running statistics, for any number of leading axes."""
+        return (s - self.norm.running_mean) * torch.rsqrt(self.norm.running_var + self.norm.eps)
+
+    def _momentum(self) -> float:
+        """A plain mean of the first batches, then a moving one: never biased by the start."""
+        return max(MOMENTUM, 1 / (int(self.norm.num_batches_tracked) + 1))
+
+    def _over_all(self, s: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `norm` does with the rows of all processes; s (rows, width), rows may be 0.
+
+        One sum over the processes: E and Var are taken around the running mean, which all of them
+        share and which is near E, so that E[d^2] - E[d]^2 loses nothing.
+        """
+        norm = self.norm
+        shift = norm.running_mean.clone()
+        d = s - shift
+        sums = total(torch.cat([d.sum(0), d.square().sum(0), d.new_tensor([len(d)])]))
+        rows = sums[-1].detach()
+        if rows < 2:
+            return self._running(s) + 0 * sums.sum()  # a sum's backward is one too, on all of them
+        mean, square = (sums[:-1] / rows).chunk(2)
+        var = (square - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            momentum = self._momentum()
+            norm.running_mean.lerp_(shift + mean, momentum)
+            norm.running_var.lerp_(var * rows / (rows - 1), momentum)
+            norm.num_batches_tracked.add_(1)
+        return (d - mean) * torch.rsqrt(var + norm.eps)
 
 
 class PReLU(nn.Module):

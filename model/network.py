@@ -135,7 +135,7 @@ class Network(nn.Module):
         return {
             f"{name}.weight": module.weight
             for name, module in self.named_modules()
-            if isinstance(module, nn.Embedding) and module.sparse
+            if getattr(module, "sparse", False) is True
         }
 
     def settle_unknown(self, counts: Mapping[str, Tensor]) -> None:

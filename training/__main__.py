@@ -32,6 +32,14 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 
+@app.callback()
+def one_of_many(context: typer.Context) -> None:
+    """What torchrun starts several times must be a command that several do together."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and context.invoked_subcommand != "fit":
+        raise typer.BadParameter("torchrun with several processes: expected the command fit")
+
+
 class Source(StrEnum):
     movielens_1m = "movielens-1m"
     movielens_20m = "movielens-20m"
@@ -201,7 +209,10 @@ def fit(
     from training.fit import fit as run_fit
 
     with progress(console) as update:
-        figures, trained = run_fit(data, out, model, seed, setting or [], threads, update)
+        fitted = run_fit(data, out, model, seed, setting or [], threads, update)
+    if fitted is None:  # one of several processes, of which the first one tells
+        return
+    figures, trained = fitted
     if not trained:
         console.print(f"{out}: this run is finished; nothing was trained", soft_wrap=True)
     report.metrics_table(console, f"{model}, seed {seed}: {out}", figures["metrics"])
@@ -293,6 +304,8 @@ def main() -> None:
 
 def _expected() -> tuple[type[Exception], ...]:
     """What a command may raise; imported only when needed, since half of it brings torch."""
+    from safetensors import SafetensorError
+
     from mirror.remote import MirrorError
     from model.contract.bundle import BundleError
     from model.contract.encode import FieldError
@@ -300,6 +313,8 @@ def _expected() -> tuple[type[Exception], ...]:
     from model.contract.repository import RepositoryError
     from model.contract.schema import SchemaError
     from training.announce import StoppedError
+    from training.checkpoint import CheckpointError
+    from training.cluster import ClusterError
     from training.collect import CollectError
     from training.engines import EngineError
     from training.export import ParityError
@@ -314,6 +329,8 @@ def _expected() -> tuple[type[Exception], ...]:
 
     return (
         BundleError,
+        CheckpointError,
+        ClusterError,
         CollectError,
         EngineError,
         FieldError,
@@ -327,6 +344,7 @@ def _expected() -> tuple[type[Exception], ...]:
         RepositoryError,
         RuleError,
         RunError,
+        SafetensorError,  # a disk that is full
         SchemaError,
         SettingError,
         StateError,

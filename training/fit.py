@@ -14,13 +14,15 @@ import torch
 from model.contract.encode import Encoder
 from model.network import Network, NetworkConfig
 from model.zoo import configure
-from terminal.progress import Update
-from training import calibrate, checkpoint, metrics, state, vocabulary, window
+from terminal.progress import Update, quiet
+from training import calibrate, checkpoint, cluster, metrics, state, vocabulary, window
 from training.calibrate import Calibration, sigmoid
 from training.carry import Outline, carry
+from training.cluster import Cluster
 from training.dataset import Dataset, build, learn_encoder
 from training.drift import HISTOGRAM, histogram
 from training.golden import golden_requests
+from training.group import Group
 from training.logs import Logs, LogsError
 from training.recipe import hold, settings
 from training.run import Run, RunError
@@ -47,13 +49,29 @@ def fit(
     given: Sequence[str],
     threads: int,
     update: Update,
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[dict[str, Any], bool] | None:
     """Train a run to its end and write it down; its metrics, progress and speed, and whether it was
     trained now: a finished run is left as it is.
 
     Raises what reading, settings and training raise. A run that was killed goes on from its last
-    checkpoint when asked for with the same arguments.
+    checkpoint when asked for with the same arguments, by any number of processes. Of several that
+    torchrun starts, the first one answers and tells how far they are; for the others it is None.
     """
+    with cluster.join() as group:
+        update = update if group.leader else quiet
+        return _fit(data, out, model, seed, given, threads, update, group)
+
+
+def _fit(
+    data: Path,
+    out: Path,
+    model: str,
+    seed: int,
+    given: Sequence[str],
+    threads: int,
+    update: Update,
+    group: Group,
+) -> tuple[dict[str, Any], bool] | None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     update("read", 0, 0, {})
@@ -61,11 +79,18 @@ def fit(
     config, how = settings(logs.schema.name, model, given)
     hold(logs.schema, config, how)
     about = describe(data, digest(data), model, config, how, seed, threads)
-    run = Run(out)
-    if run.found(about) and (finished := run.results()):
-        checkpoint.remove(out)  # of a fit that was killed right after its end
-        return finished, False
-    return train(run, encode(logs, data, update), about, update), True
+    run, finished = Run(out), list[dict[str, Any]]()
+
+    def look() -> None:
+        if group.leader and run.found(about) and (results := run.results()):
+            checkpoint.remove(out)  # of a fit that was killed right after its end
+            finished.append(results)
+
+    group.agree(look)
+    if group.sum(len(finished)):
+        return (finished[0], False) if group.leader else None
+    results = train(run, encode(logs, data, update), about, update, group=group)
+    return (results, True) if group.leader else None
 
 
 def describe(
@@ -120,19 +145,37 @@ def train(
     *,
     start: State | None = None,
     keep_logits: bool = False,
+    group: Group | None = None,
 ) -> dict[str, Any]:
     """Train a network ``about`` which run.json says everything, calibrate it on the validation
     impressions, measure it and write all down; the run's results.
 
     With the state of an earlier version it goes on from there: see `training.carry`. The test
-    impressions' logits are kept beside it if asked for.
+    impressions' logits are kept beside it if asked for. Of a ``group`` of several processes the
+    leader alone does all that comes after the last step, with whole tables; the others' results
+    are empty.
     """
+    group = group or Group()
     config, how = configure(about["model"], about["options"]), FitConfig.of(about["fit"])
     logs, seen, encoder, sets = encoded.logs, encoded.seen, encoded.encoder, encoded.sets
-    run.start(logs.schema_text, encoder, golden_requests(logs), about)
-    torch.manual_seed(about["seed"])
-    sizes = {name: table.size for name, table in encoder.tables.items()}
-    network = config.build(logs.schema, sizes)
+
+    def begin() -> None:
+        if group.leader:
+            run.start(logs.schema_text, encoder, golden_requests(logs), about)
+
+    def fresh() -> Network:
+        torch.manual_seed(about["seed"])
+        sizes = {name: table.size for name, table in encoder.tables.items()}
+        return config.build(logs.schema, sizes)
+
+    group.agree(begin)
+    if isinstance(group, Cluster):
+        network = fresh()
+        group.shard(network)
+        Trainer(network, sets, how, about["seed"], run.folder, group=group).fit(update)
+        if not group.leader:
+            return {}
+    network = fresh()  # after several processes it takes all from their last checkpoint
     trainer = Trainer(network, sets, how, about["seed"], run.folder, warm=start is not None)
     carried = _go_on(trainer, start, Outline(logs.schema, about["model"], about["options"], seen))
     progress = trainer.fit(update)

@@ -3,7 +3,7 @@
 Adam in both halves: dense for the layers, sparse for the embedding tables and the gates of
 behaviour fields, where a step touches only the rows that occur in it. The rate rises over the
 first steps and falls to zero at the last. The weights with the best validation GAUC (mean over
-tasks) are kept.
+tasks) are kept. Several processes do each step together, as one: see `training.group`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from model.tensors import Tensors
 from training import checkpoint, metrics
 from training.calibrate import sigmoid
 from training.dataset import Dataset
+from training.group import Group, Span
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 EVALUATION_SIZE = 512  # 4096 takes 2.5 times as long on MovieLens-1M: pairs no longer fit the cache
@@ -86,7 +87,10 @@ class Progress:
 
 
 class Trainer:
-    """One fit of one network; a ``warm`` one's first weights are among those that may be kept."""
+    """One fit of one network; a ``warm`` one's first weights are among those that may be kept.
+
+    Of a ``group`` of several processes each has a trainer, with its share of the tables.
+    """
 
     def __init__(
         self,
@@ -96,8 +100,9 @@ class Trainer:
         seed: int,
         run: Path,
         warm: bool = False,
+        group: Group | None = None,
     ) -> None:
-        self.warm = warm
+        self.warm, self.group = warm, group or Group()
         self.network, self.data, self.config, self.seed, self.run = network, data, config, seed, run
         tables = list(network.embeddings.weights().values())
         sparse = {id(p) for p in network.sparse().values()}
@@ -118,6 +123,10 @@ class Trainer:
         }
         weights = torch.tensor(config.task_weights, dtype=torch.float32)
         self.task_weights = weights / weights.mean() if config.task_weights else None
+        held = {id(network.sparse()[name]): span for name, span in self.group.spans.items()}
+        for name, weight in network.embeddings.weights().items():
+            if span := held.get(id(weight)):
+                self.counts[name] = self.counts[name][span.first : span.last]
         self.best: dict[str, Tensor] = {}
         self.progress = Progress(evaluations=[])
         self.steps_per_epoch = len(data["train"].plan(config.size, config.block, 0))
@@ -135,10 +144,10 @@ class Trainer:
         if self.warm and not at.evaluations:
             self._evaluate(report)
         begin = time.perf_counter()
-        for batch, label in self._batches():
+        for batch, label, size in self._batches():
             if at.done:
                 break
-            loss = self._step(batch, label)
+            loss = self._step(batch, label, size)
             recent.append(loss)
             at.seconds += time.perf_counter() - begin
             report(
@@ -181,36 +190,47 @@ class Trainer:
             state = (self.sparse if of_table else self.dense).state[weights[name]]
             state[what] = int(value) if of_table and what == "step" else value.clone()
 
-    def _batches(self) -> Iterator[tuple[Tensors, Tensor]]:
-        """What is left of the epochs; each epoch's order follows from the seed alone."""
+    def _batches(self) -> Iterator[tuple[Tensors, Tensor, int]]:
+        """What is left of the epochs: this process's share of each batch, and how many impressions
+        the batch has in all; each epoch's order follows from the seed alone."""
         train = self.data["train"]
         for epoch in range(self.progress.step // self.steps_per_epoch, ceil(self.config.epochs)):
             plan = train.plan(self.config.size, self.config.block, (self.seed, epoch))
             before = epoch * self.steps_per_epoch
-            for part in plan[self.progress.step - before : self.steps - before]:
-                batch, at = train.batch(*part)
-                yield Tensors.of(batch), torch.from_numpy(train.label[at])
+            for begin, end in plan[self.progress.step - before : self.steps - before]:
+                batch, at = train.batch(*self.group.share(begin, end))
+                yield Tensors.of(batch), torch.from_numpy(train.label[at]), int((end - begin).sum())
 
-    def _step(self, batch: Tensors, label: Tensor) -> float:
+    def _step(self, batch: Tensors, label: Tensor, size: int) -> float:
         at, network = self.progress, self.network
         self._set_rates()
+        self.group.draw(self.seed, at.step)
         network.train()
-        logit = network.pretrain(batch) if self._pretrains() else network(batch)[0]
-        loss = nn.functional.binary_cross_entropy_with_logits(logit, label, self.task_weights)
-        loss = loss + network.auxiliary()
-        value = float(loss.detach())
+        fetched = self.group.fetch(batch)
+        logit = network.pretrain(fetched) if self._pretrains() else network(fetched)[0]
+        loss = logit.sum()  # an empty share has no mean
+        if len(label):
+            entropy = nn.functional.binary_cross_entropy_with_logits
+            mean = entropy(logit, label, self.task_weights) + network.auxiliary()
+            loss = mean * (len(label) / size)
+        value = self.group.sum(float(loss.detach()))
         if not np.isfinite(value):
-            raise TrainingError(f"step {at.step + 1}: the loss is {value}; last checkpoint kept")
+            epoch, within = divmod(at.step, self.steps_per_epoch)
+            place = f"epoch {epoch + 1}, batch {within + 1} of {self.steps_per_epoch}"
+            raise TrainingError(
+                f"step {at.step + 1}: the loss is {value} ({place}); last checkpoint kept"
+            )
         self.sparse.zero_grad()
         self.dense.zero_grad()
         loss.backward()
+        self.group.reduce(p for each in self.dense.param_groups for p in each["params"])
         if self.config.regularisation:
             for name, weight in network.embeddings.weights().items():
                 mini_batch_aware(weight, self.counts[name], self.config.regularisation)
         self.sparse.step()
         self.dense.step()
         at.step += 1
-        at.impressions += len(label)
+        at.impressions += size
         return value
 
     def _pretrains(self) -> bool:
@@ -225,7 +245,9 @@ class Trainer:
 
     def _evaluate(self, report: Report) -> None:
         at, data = self.progress, self.data["validation"]
-        logit = predict(self.network, data, lambda n: report("validate", n, len(data), {}))
+        logit = predict(
+            self.network, data, lambda n: report("validate", n, len(data), {}), self.group
+        )
         if not np.isfinite(logit).all():
             raise TrainingError(f"step {at.step}: a logit is not finite; last checkpoint kept")
         per_task = [
@@ -252,10 +274,23 @@ class Trainer:
                 for key, value in state.items():
                     tensors[f"{name}.{index}.{key}"] = torch.as_tensor(value)
         tensors["generator"] = torch.get_rng_state()
-        checkpoint.save(self.run, self.progress.step, tensors, asdict(self.progress))
+        step, state = self.progress.step, asdict(self.progress)
+        checkpoint.save(self.run, step, tensors, state, self.group, self._spans())
+
+    def _spans(self) -> dict[str, Span]:
+        """The rows that this process has of each tensor of a checkpoint, where that is not all."""
+        found = {}
+        tables = [p for each in self.sparse.param_groups for p in each["params"]]
+        index = {id(weight): at for at, weight in enumerate(tables)}
+        for name, weight in self.network.sparse().items():
+            if name in self.group.spans:
+                moments = (f"sparse.{index[id(weight)]}.{key}" for key in ("exp_avg", "exp_avg_sq"))
+                for each in (f"network.{name}", f"best.{name}", *moments):
+                    found[each] = self.group.spans[name]
+        return found
 
     def _resume(self) -> None:
-        found = checkpoint.load(self.run)
+        found = checkpoint.load(self.run, self._spans())
         if found is None:
             return
         tensors, state = found
@@ -280,16 +315,20 @@ class Trainer:
 
 
 def predict(
-    network: nn.Module, data: Dataset, report: Callable[[int], None] = lambda done: None
+    network: nn.Module,
+    data: Dataset,
+    report: Callable[[int], None] = lambda done: None,
+    group: Group | None = None,
 ) -> npt.NDArray[np.float32]:
     """Logits [I, tasks] of every impression of a dataset, uncalibrated."""
+    group = group or Group()
     network.eval()
     logits = np.zeros(data.label.shape, np.float32)
     done = 0
     with torch.inference_mode():
-        for part in data.plan(EVALUATION_SIZE, EVALUATION_BLOCK, None):
-            batch, at = data.batch(*part)
-            logits[at] = network(Tensors.of(batch))[0].numpy()
-            done += len(at)
+        for begin, end in data.plan(EVALUATION_SIZE * group.size, EVALUATION_BLOCK, None):
+            batch, at = data.batch(*group.share(begin, end))
+            logits[at] = network(group.fetch(Tensors.of(batch)))[0].numpy()
+            done += int((end - begin).sum())
             report(done)
-    return logits
+    return group.merge(logits)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Barrier
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.kill import killed_before_step
 from training import checkpoint
+from training.group import Group, Span
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.tensor(7)}
 
@@ -74,3 +82,47 @@ def test_a_removal_killed_at_any_step_leaves_a_whole_checkpoint_or_none(tmp_path
             break
     assert seen == {0, 1}
     assert kill > 3
+
+
+class Threads(Group):
+    """Threads in place of processes, which wait for each other."""
+
+    def __init__(self, rank: int, size: int, others: Barrier) -> None:
+        self.rank, self.size, self.others = rank, size, others
+
+    def agree(self, work: Callable[[], None]) -> None:
+        work()
+        self.others.wait()
+
+
+def cut(rows: int, size: int) -> list[Span]:
+    """The rows of a table by process; the last ones may have none."""
+    block = -(-rows // size)
+    edges = [min(rank * block, rows) for rank in range(size + 1)]
+    return [Span(*edge, rows) for edge in pairwise(edges)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 9), writers=st.integers(1, 4), readers=st.integers(1, 4))
+def test_what_some_wrote_others_read(rows: int, writers: int, readers: int) -> None:
+    """Whatever the number of each: all rows, each reader its own, and what is whole once."""
+    table, whole = torch.arange(3.0 * rows).reshape(rows, 3), torch.tensor(7)
+    others = Barrier(writers)
+
+    def write(rank: int, run: Path) -> None:
+        span = cut(rows, writers)[rank]
+        tensors = {"t": table[span.first : span.last], "w": whole}
+        spans = {"t": span} if writers > 1 else {}
+        checkpoint.save(run, 1, tensors, {"step": 1}, Threads(rank, writers, others), spans)
+
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(writers) as pool:
+        run = Path(folder)
+        list(pool.map(write, range(writers), [run] * writers))
+        for span in [Span(0, rows, rows), *cut(rows, readers)]:
+            found = checkpoint.load(run, {"t": span})
+            assert found is not None
+            assert torch.equal(found[0]["t"], table[span.first : span.last])
+            assert torch.equal(found[0]["w"], whole)
+        found = checkpoint.load(run)
+        assert found is not None
+        assert torch.equal(found[0]["t"], table)

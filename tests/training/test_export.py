@@ -102,7 +102,7 @@ def dsin(encoder: Encoder) -> Exported:
 
 @pytest.fixture(scope="module")
 def transformer(encoder: Encoder) -> Exported:
-    return Exported(encoder, "transformer", head=[8])
+    return Exported(encoder, "transformer", dim=4, head=[8])
 
 
 EVERY = ["din", "base", "din_outer", "dien", "dsin", "transformer"]

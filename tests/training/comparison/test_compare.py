@@ -254,7 +254,7 @@ def undated(report: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--models dien2", "--models 'dien2': dien2: expected one of din, base"),
+        ("--models dien2", "--models 'dien2': dien2: expected one of lr, "),
         ("--models din --models din", "expected a label unlike 'din'"),
         ("--models din:colour=red", "colour: expected an option of din"),
         ("--models din --set colour=red", "colour: expected an option of din"),
