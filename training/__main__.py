@@ -6,6 +6,7 @@ last one left. Those of the closed loop are in `training.loop_commands`, and `co
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -51,6 +52,11 @@ class Source(StrEnum):
     parquet = "parquet"
 
 
+class EngineName(StrEnum):
+    duckdb = "duckdb"
+    spark = "spark"
+
+
 class Unreadable(StrEnum):
     stop = "stop"
     skip = "skip"
@@ -80,6 +86,24 @@ def prepare(
         list[str] | None,
         typer.Option(help="parquet: canonical=yours, for each column of yours with another name."),
     ] = None,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(help="parquet: what reads, checks and sorts the rows; default: duckdb."),
+    ] = None,
+    master: Annotated[
+        str | None,
+        typer.Option(help="spark: local[2], spark://host:7077, yarn, ...; default: Spark's own."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="parquet: what the engine may use, from 512MB; default: its own."),
+    ] = None,
+    unreadable: Annotated[
+        Unreadable | None,
+        typer.Option(
+            help="parquet: what to do where a file or row group can't be read; default: stop."
+        ),
+    ] = None,
     users: Annotated[int, typer.Option(min=1, help="synthetic: number of users.")] = 2000,
     conversions: Annotated[
         bool, typer.Option("--conversions", help="synthetic: a second task, conversion.")
@@ -95,7 +119,7 @@ def prepare(
 ) -> None:
     """Read raw logs into the canonical form: events, items and users as Parquet, and the schema."""
     from terminal.progress import progress
-    from training import chunks, readers, report, tables, world
+    from training import chunks, readers, report, world
     from training.logs import Logs
 
     official: dict[Source, Callable[..., Logs]] = {
@@ -105,44 +129,70 @@ def prepare(
         Source.ali_ccp: readers.read_ali_ccp,
         Source.taobao: readers.read_taobao,
     }
-    if partial and source not in official:
-        raise typer.BadParameter(f"--partial: expected one of {', '.join(official)} as --source")
+    own = source is Source.parquet
+    for_own = {"engine": engine, "memory": memory, "unreadable": unreadable}
+    refused = {
+        f"--path is needed for {source}": source is not Source.synthetic and path is None,
+        f"--partial: expected one of {', '.join(official)} as --source": partial
+        and source not in official,
+        "--conversions is for synthetic": conversions and source is not Source.synthetic,
+        "--schema is needed for parquet": own and schema is None,
+        "--column: expected canonical=yours": any("=" not in each for each in column or []),
+        "--master is for --engine spark": master is not None and engine is not EngineName.spark,
+        **{
+            f"--{name} is for --source parquet": given and not own
+            for name, given in for_own.items()
+        },
+    }
+    for why, broken in refused.items():
+        if broken:
+            raise typer.BadParameter(why)
+    mebibytes = None if memory is None else _mebibytes(memory)
 
-    if conversions and source is not Source.synthetic:
-        raise typer.BadParameter("--conversions is for synthetic")
     with progress(console) as update:
-        if source is Source.synthetic:
+        if own and path and schema:
+            from training import engines, tables
+
+            chosen = engine or EngineName.duckdb
+            written = tables.prepare(
+                path,
+                schema,
+                out,
+                lambda folder: engines.start(chosen, folder, master, mebibytes),
+                columns=dict(each.split("=", 1) for each in column or []),
+                max_bad_share=max_bad_share,
+                skip_unreadable=unreadable is Unreadable.skip,
+                update=update,
+            )
+        elif source is Source.synthetic and users > world.CHUNK:  # not all in memory at once
             drawn = world.World(users=users, seed=seed, conversions=conversions)
-            if users > world.CHUNK:  # not all in memory at once
-                written = chunks.write(out, drawn.chunks(), drawn.events(), update)
-                console.print(f"{out}: {written}", soft_wrap=True)
-                return
-            logs = drawn.logs(update=update)
-        elif path is None:
-            raise typer.BadParameter(f"--path is needed for {source}")
-        elif source is Source.movielens_1m:
-            logs = readers.read_movielens(
-                path, test_users, seed=seed, max_bad_share=max_bad_share, update=update
-            )
-        elif source is Source.amazon_csv:
-            logs = readers.read_amazon(path, seed=seed, max_bad_share=max_bad_share, update=update)
-        elif source in official:
-            logs = official[source](
-                path, seed=seed, partial=partial, max_bad_share=max_bad_share, update=update
-            )
+            written = chunks.write(out, drawn.chunks(), drawn.events(), update)
         else:
-            if schema is None:
-                raise typer.BadParameter("--schema is needed for parquet")
-            if any("=" not in each for each in column or []):
-                raise typer.BadParameter("--column: expected canonical=yours")
-            pairs = dict(each.split("=", 1) for each in column or [])
-            logs = tables.read_tables(
-                path, schema, columns=pairs, max_bad_share=max_bad_share, update=update
-            )
-        logs.write(out, update)
-    report.malformed(console, logs.malformed)
-    report.noted(console, logs)
-    console.print(f"{out}: {chunks.Written.of(logs)}", soft_wrap=True)
+            if source is Source.movielens_1m and path:
+                logs = readers.read_movielens(
+                    path, test_users, seed=seed, max_bad_share=max_bad_share, update=update
+                )
+            elif source is Source.amazon_csv and path:
+                logs = readers.read_amazon(
+                    path, seed=seed, max_bad_share=max_bad_share, update=update
+                )
+            elif source in official and path:
+                logs = official[source](
+                    path, seed=seed, partial=partial, max_bad_share=max_bad_share, update=update
+                )
+            else:
+                made = world.World(users=users, seed=seed, conversions=conversions)
+                logs = made.logs(update=update)
+            written = logs.write(out, update)
+    report.prepared(console, out, written)
+
+
+def _mebibytes(memory: str) -> int:
+    found = re.fullmatch(r"([0-9]+)(MB|GB)", memory)
+    size = int(found[1]) * (1024 if found[2] == "GB" else 1) if found else 0
+    if size < 512:
+        raise typer.BadParameter(f"--memory: expected 512MB or more, as 4GB, found {memory}")
+    return size
 
 
 @app.command()
@@ -290,6 +340,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from training.checkpoint import CheckpointError
     from training.cluster import ClusterError
     from training.collect import CollectError
+    from training.engines import EngineError
     from training.export import ParityError
     from training.gate import RuleError
     from training.lease import LeaseError
@@ -305,6 +356,7 @@ def _expected() -> tuple[type[Exception], ...]:
         CheckpointError,
         ClusterError,
         CollectError,
+        EngineError,
         FieldError,
         LabelError,
         LeaseError,

@@ -7,9 +7,7 @@ row group of events.parquet: a file that has one only is read in one piece.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from terminal.progress import Update, quiet
 from training.logs import (
     Logs,
     LogsError,
+    Written,
     check_events,
     check_types,
     event_columns,
@@ -130,38 +129,6 @@ class Chunks:
 AnyLogs = Logs | Chunks
 
 
-@dataclass
-class Written:
-    """How many rows were written, and how many impressions of each split."""
-
-    events: int = 0
-    users: int = 0
-    items: int = 0
-    impressions: Counter[str] = field(default_factory=Counter)
-
-    @classmethod
-    def of(cls, logs: Logs) -> Written:
-        shown = dict(logs.events["split"].drop_nulls().value_counts().rows())
-        return cls(len(logs), len(logs.users), len(logs.items), Counter(shown))
-
-    def __add__(self, other: Written) -> Written:
-        """With another chunk, of other users and the same items."""
-        return Written(
-            self.events + other.events,
-            self.users + other.users,
-            other.items,
-            self.impressions + other.impressions,
-        )
-
-    def __str__(self) -> str:
-        shown = sorted(self.impressions.items(), reverse=True)
-        splits = ", ".join(f"{count:,} {split}" for split, count in shown)
-        return (
-            f"{self.events:,} events of {self.users:,} users and {self.items:,} items; "
-            f"impressions: {splits}"
-        )
-
-
 def write(
     folder: str | Path, chunks: Iterable[Logs], total: int = 0, update: Update = quiet
 ) -> Written:
@@ -170,13 +137,13 @@ def write(
     Items and the schema are those of the first chunk. ``total`` is how many events there will be,
     if known. Raises `LogsError`.
     """
-    done = Written()
+    done: Written | None = None
     with replacing(Path(folder)) as fresh:
         events, users = _Table(fresh / "events.parquet"), _Table(fresh / "users.parquet")
         last = ""
         with events, users:
             for chunk in chunks:
-                if not done.events:
+                if done is None:
                     chunk.items.write_parquet(fresh / "items.parquet")
                     (fresh / "schema.toml").write_bytes(chunk.schema_text.encode())
                 if chunk.events["user_id"][0] <= last:
@@ -184,8 +151,11 @@ def write(
                 last = chunk.events["user_id"][-1]
                 events.append(chunk.events)
                 users.append(chunk.users)
-                done += Written.of(chunk)
+                written = chunk.written()
+                done = written if done is None else done + written
                 update("write rows", done.events, total, {})
+    if done is None:
+        raise LogsError(str(folder), "events.parquet", "one chunk at least")
     return done
 
 

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import polars as pl
-
-from training.logs import SPLITS, Logs
+from training.logs import SPLITS, Written
 
 USE = {
     "train": "a model learns nothing of it",
     "validation": "it can't be ranked, so the log loss decides, and nothing is calibrated",
     "test": "it can't be ranked",
 }
-_ENDS = ("min", "max")
 
 
-def lacks(logs: Logs) -> list[str]:
+def lacks(written: Written) -> list[str]:
     """One line for each split without impressions, or with one class of labels of a task, and one
     for the users whose only event has no history."""
-    shown = logs.events.lazy().filter(pl.col("split").is_not_null()).group_by("split")
-    tasks = logs.schema.tasks
-    ends = [getattr(pl.col(task), end)().alias(f"{end} {task}") for task in tasks for end in _ENDS]
-    found = {row["split"]: row for row in shown.agg(*ends).collect().iter_rows(named=True)}
+    labels = written.labels
     lines = [
         f"no {split} impressions, without which there is no fit"
         for split in SPLITS
-        if split not in found
+        if split not in labels
     ]
-    for split in (each for each in SPLITS if each in found):
-        for task in tasks:
-            low, high = (found[split][f"{end} {task}"] for end in _ENDS)
+    for split in (each for each in SPLITS if each in labels):
+        for task, (low, high) in labels[split].items():
             if low == high:
                 lines.append(f"every {task} of {split} is {low}: {USE[split]}")
-    events = logs.events.lazy().group_by("user_id").len().select(pl.col("len") == 1)
-    alone = events.sum().collect().item()
-    if alone:
-        lines.append(f"users with one event only, and no history before it: {alone:,}")
+    if written.alone:
+        lines.append(f"users with one event only, and no history before it: {written.alone:,}")
     return lines

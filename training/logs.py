@@ -30,9 +30,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -58,6 +59,51 @@ class Malformed:
     total_rows: int = 0
     bad: tuple[BadRow, ...] = ()
     count: int = 0
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What could not be read and was left out: a file, or one of its row groups, from 0."""
+
+    file: str
+    part: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: rows of each table, impressions of each split; and what was left out.
+
+    ``labels`` has, for each split and task, the least and the greatest label, and ``alone`` is the
+    number of users with one event only.
+    """
+
+    events: int
+    items: int
+    users: int
+    splits: dict[str, int]
+    labels: dict[str, dict[str, tuple[int, int]]]
+    alone: int
+    malformed: Malformed
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    lost: tuple[Lost, ...] = ()
+
+    def __add__(self, other: Written) -> Written:
+        """With a chunk of other users and the same items."""
+        labels = {split: dict(of) for split, of in self.labels.items()}
+        for split, of in other.labels.items():
+            mine = labels.setdefault(split, {})
+            for task, (low, high) in of.items():
+                least, most = mine.get(task, (low, high))
+                mine[task] = min(low, least), max(high, most)
+        return replace(
+            self,
+            events=self.events + other.events,
+            users=self.users + other.users,
+            splits=dict(Counter(self.splits) + Counter(other.splits)),
+            labels=labels,
+            alone=self.alone + other.alone,
+        )
 
 
 class LogsError(ValueError):
@@ -168,16 +214,16 @@ class Logs:
         logs.check(folder)
         return logs
 
-    def write(self, folder: str | Path, update: Update = quiet) -> None:
-        """Write the four files whole or not at all (`replacing`)."""
-        with replacing(Path(folder)) as fresh:
+    def write(self, folder: str | Path, update: Update = quiet) -> Written:
+        """Write the four files whole or not at all, see `whole`."""
+        with whole(folder, self.schema_text) as fresh:
             done, total = 0, sum(frame.height for frame in self._tables().values())
             update("write rows", done, total, {})
             for table, frame in self._tables().items():
                 frame.write_parquet(fresh / table)
                 done += frame.height
                 update("write rows", done, total, {})
-            (fresh / "schema.toml").write_bytes(self.schema_text.encode())
+        return self.written()
 
     def __len__(self) -> int:
         """How many events there are."""
@@ -186,6 +232,21 @@ class Logs:
     def chunks(self, columns: Collection[str] | None = None) -> Iterator[Logs]:
         """All events in one piece: what is in memory already (see `training.chunks`)."""
         yield self
+
+    def written(self) -> Written:
+        """What `write` writes."""
+        tasks = self.schema.tasks
+        ends = [end for task in tasks for end in (pl.min(task), pl.max(task).alias(f"max {task}"))]
+        shown = self.events.lazy().filter(pl.col("split").is_not_null()).group_by("split")
+        splits, labels = {}, {}
+        for split, rows, *found in shown.agg(pl.len(), *ends).collect().iter_rows():
+            splits[split] = rows
+            pairs = zip(found[::2], found[1::2], strict=True)
+            labels[split] = dict(zip(tasks, pairs, strict=True))
+        each = self.events.lazy().group_by("user_id").len()
+        alone = each.select((pl.col("len") == 1).sum()).collect().item()
+        events, items, users = (frame.height for frame in self._tables().values())
+        return Written(events, items, users, splits, labels, alone, self.malformed, self.left_out)
 
     def check(self, folder: Path | None = None) -> None:
         """Hold the tables to the canonical form; ``folder`` only names them. Raises `LogsError`."""
@@ -224,6 +285,14 @@ def replacing(folder: Path) -> Iterator[Path]:
         (folder / "schema.toml").unlink(missing_ok=True)
         for table in (*TABLES, "schema.toml"):
             os.replace(fresh / table, folder / table)
+
+
+@contextmanager
+def whole(folder: str | Path, schema_text: str) -> Iterator[Path]:
+    """As `replacing`, with the schema."""
+    with replacing(Path(folder)) as fresh:
+        yield fresh
+        (fresh / "schema.toml").write_bytes(schema_text.encode())
 
 
 def read_table(

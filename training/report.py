@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from training.lacks import lacks
-from training.logs import Logs, Malformed
+from training.logs import Written
 
 if TYPE_CHECKING:  # they bring torch
     from training.join import Tally
@@ -29,21 +30,27 @@ def metrics_table(console: Console, title: str, rows: Mapping[str, Mapping[str, 
     console.print(table)
 
 
-def malformed(console: Console, found: Malformed) -> None:
-    """How many rows were dropped, and where the first of them are."""
-    if not found.count:
-        return
-    console.print(f"{found.count:,} of {found.total_rows:,} rows were malformed and dropped:")
-    for file, line, reason in found.bad:
-        console.print(f"  {file}:{line}: {reason}", highlight=False)
-
-
-def noted(console: Console, logs: Logs) -> None:
-    """What the reader left out, and what the logs lack."""
-    for why, count in logs.left_out.items():
+def prepared(console: Console, out: Path, written: Written) -> None:
+    """What was left out, where the first of it is, what the logs lack, and what was written."""
+    for lost in written.lost:
+        line = f"left out: {lost.file}: {lost.part} can't be read ({lost.error})"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    bad = written.malformed
+    if bad.count:
+        console.print(f"{bad.count:,} of {bad.total_rows:,} rows were malformed and dropped:")
+    for file, line_number, reason in bad.bad:
+        console.print(f"  {file}:{line_number}: {reason}", highlight=False)
+    for why, count in written.left_out.items():
         console.print(f"left out: {why}: {count:,}", soft_wrap=True)
-    for line in lacks(logs):
+    for line in lacks(written):
         console.print(f"note: {line}", soft_wrap=True)
+    shown = sorted(((rows, split) for split, rows in written.splits.items()), reverse=True)
+    splits = ", ".join(f"{rows:,} {split}" for rows, split in shown)
+    console.print(
+        f"{out}: {written.events:,} events of {written.users:,} users and "
+        f"{written.items:,} items; impressions: {splits}",
+        soft_wrap=True,
+    )
 
 
 def unreadable(console: Console, groups: Mapping[str, int]) -> None:

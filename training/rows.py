@@ -21,7 +21,7 @@ SHOWN_HEADER = 256  # characters of a wrong header in an error
 
 @dataclass(frozen=True)
 class Dropped:
-    """The malformed rows of one file: ``count`` of ``total``, the first of them in ``listed``."""
+    """The malformed rows of a file or table: ``count`` of ``total``, the first in ``listed``."""
 
     file: str
     total: int
@@ -72,7 +72,7 @@ def repeated(*names: str) -> tuple[pl.Expr, str]:
 
 
 def settle(files: Sequence[Dropped], max_bad_share: float) -> Malformed:
-    """Count what is malformed. Raises `LogsError` when its share of any one file is too large."""
+    """Count what is malformed. Raises `LogsError` when its share of any one is too large."""
     listed = tuple(row for file in files for row in file.listed)[:LISTED]
     malformed = Malformed(sum(f.total for f in files), listed, sum(f.count for f in files))
     shares = [(file.count / max(file.total, 1), file) for file in files]
@@ -241,21 +241,15 @@ def _unquote(text: str) -> list[str]:
         return []
 
 
-def read_csv(path: Path, reading: Reading) -> Rows:
-    """A CSV file with a header, every column as text. Raises `LogsError`."""
+def csv_parts(path: Path, reading: Reading) -> Iterator[Rows]:
+    """A CSV file with a header, part by part, every column as text. Raises `LogsError`."""
     file = TextFile(path)
-    return whole(cut(file.name, file.parts(reading), "utf-8", ","))
+    return cut(file.name, file.parts(reading), "utf-8", ",")
 
 
-def read_parquet(path: Path, reading: Reading) -> Rows:
-    """A Parquet file as it is. Raises `LogsError`."""
-    try:
-        frame = pl.read_parquet(path)
-        reading.add(path.stat().st_size)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise LogsError(str(path), "file", f"a readable Parquet file ({error})") from None
-    line = pl.int_range(1, frame.height + 1, eager=True).alias(LINE)
-    return Rows(str(path), frame.with_columns(line, pl.lit(None, pl.String).alias(REASON)))
+def read_csv(path: Path, reading: Reading) -> Rows:
+    """A CSV file with a header, whole. Raises `LogsError`."""
+    return whole(csv_parts(path, reading))
 
 
 def need(rows: Rows, names: Sequence[str]) -> Rows:

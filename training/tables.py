@@ -1,243 +1,251 @@
-"""The reader of a team's own logs: Parquet or CSV tables with the canonical columns, to `Logs`."""
+"""The reader of a team's own logs: Parquet or CSV tables to the canonical form, of any size.
+
+All work on rows is written once, in Ibis, and run by an engine (`training.engines`) that goes out
+of core or over a cluster. What is written is the same, byte for byte, whichever runs it: a row's
+position, the place of its file and its line there, makes each order a total one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import tempfile
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import ibis
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from model.contract.encode import MAX_ID_CHARACTERS
-from model.contract.schema import Field, Schema
+from model.contract.schema import Schema
 from terminal.progress import Update, quiet
+from training.checked import Checked
+from training.checks import POSITION
+from training.engines import BATCH, Engine
 from training.logs import (
-    SPLITS,
-    Logs,
+    TABLES,
     LogsError,
+    Written,
     event_columns,
     item_columns,
+    optional_columns,
     user_columns,
+    whole,
 )
 from training.parts import Reading, TextFile
-from training.rows import (
-    MAX_BAD_SHARE,
-    Rows,
-    empty,
-    need,
-    read_csv,
-    read_parquet,
-    repeated,
-    settle,
-)
+from training.rows import MAX_BAD_SHARE, settle
+from training.table_files import SUFFIXES, Losses, Parts, find
 
-SUFFIXES = ("parquet", "csv", "csv.gz")
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+
+RADIX_BITS = 16
+ARROW = {
+    pl.String(): pa.string(),
+    pl.Int64(): pa.int64(),
+    pl.Int8(): pa.int8(),
+    pl.Boolean(): pa.bool_(),
+    pl.Float64(): pa.float64(),
+    pl.List(pl.String()): pa.list_(pa.string()),
+}
+NAMES = ("events", "items", "users")
 
 
-def read_tables(
+def prepare(
     source: str | Path,
     schema_path: str | Path,
+    out: str | Path,
+    start: Callable[[Path], AbstractContextManager[Engine]],
     *,
     columns: Mapping[str, str] | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
+    skip_unreadable: bool = False,
     update: Update = quiet,
-) -> Logs:
-    """Logs from events, items and users tables, each one .parquet, .csv or .csv.gz.
+) -> Written:
+    """Write the canonical form of events, items and users (`training.table_files`) into ``out``.
 
     ``source`` is their folder, or the prefix of ``<prefix>.events.csv`` and so on. Items and users
-    may be missing when the schema has no more than their ids. ``columns`` gives, for a canonical
-    column, its name in the tables. A missing ``behaviour`` is true where the first task is 1. A
-    missing ``split`` goes by time: the last 10 % of the impressions are test, the 10 % before
-    validation, and equal times stay together. Raises `LogsError` and `SchemaError`.
+    may be missing when the schema has no more than their ids. ``start`` gives the engine, which may
+    use the folder it is told. ``columns`` gives, for a canonical column, its name in the tables. A
+    missing ``behaviour`` is true where the first task is 1. A missing ``split`` goes by time: the
+    last 10 % of the impressions are test, the 10 % before validation, and equal times stay
+    together. Raises `LogsError`, `SchemaError` and `EngineError`.
     """
-    schema = Schema.load(schema_path)
-    theirs = dict(columns or {})
+    schema, theirs = Schema.load(schema_path), dict(columns or {})
+    schema_text = Path(schema_path).read_bytes().decode()
+    found = {name: find(source, name) for name in NAMES}
+    _known(theirs, schema)
+    _needed(str(source), found, schema)
+    present = {name: parts for name, parts in found.items() if parts}
+    staged = [parts.files for parts in present.values() if parts.suffix != "parquet"]
+    reading = Reading.of([TextFile(file) for files in staged for file in files], update)
+    losses = Losses(skip_unreadable)
+    with _scratch(Path(out)) as work, start(work) as engine:
+        opened = {name: parts.open(work, reading, losses) for name, parts in present.items()}
+        update("arrange", 0, 0, {})
+        checked = {
+            name: Checked(engine, parts, opened[name], schema, theirs, work, losses)
+            for name, parts in present.items()
+        }
+        dropped = {name: table.dropped() for name, table in checked.items()}
+        malformed = settle(list(dropped.values()), max_bad_share)
+        sound = {name: table.sound() for name, table in checked.items()}
+        if "split" not in sound["events"].columns:
+            file = checked["events"].file
+            sound["events"] = _split_by_time(engine, sound["events"], schema.tasks[0], file)
+        rows = {name: found.total - found.count for name, found in dropped.items()}
+        for name in {"items", "users"} - set(sound):
+            sound[name] = sound["events"].select(f"{name[:-1]}_id").distinct()
+            rows[name] = engine.rows(sound[name].aggregate(rows=lambda ids: ids.count()))[0][0]
+        done, total = 0, sum(rows.values())
+        update("write rows", done, total, {})
+        with whole(out, schema_text) as fresh:
+            for name, file in zip(NAMES, TABLES, strict=True):
+                layout = _arrow(name, schema, sound[name])
+                ordered = _ordered(sound[name]).select(*layout.names)
+                batches = engine.batches(ordered, work / f"{name}-ordered")
+                for written in _write(batches, fresh / file, layout):
+                    done += written
+                    update("write rows", done, total, {})
+        splits, labels = _shown(engine, sound["events"], schema.tasks)
+        alone = _alone(engine, sound["events"])
+    return Written(
+        rows["events"],
+        rows["items"],
+        rows["users"],
+        splits,
+        labels,
+        alone,
+        malformed,
+        lost=tuple(losses.lost),
+    )
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder in ``out``, where there is room and all machines look, for what comes between."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".prepare-", dir=out) as folder:
+            yield Path(folder)
+    finally:
+        if not any(out.iterdir()):
+            out.rmdir()
+
+
+def _known(theirs: Mapping[str, str], schema: Schema) -> None:
     known = {*event_columns(schema), *item_columns(schema), *user_columns(schema), "probability"}
     for name in theirs:
         if name not in known:
             raise LogsError("columns", name, f"one of {', '.join(sorted(known))}")
-    paths = {part: _path(str(source), part) for part in ("events", "items", "users")}
-    reading = Reading.of([TextFile(path) for path in paths.values() if path], update)
-    found = {p: _table(path, theirs, reading) if path else None for p, path in paths.items()}
-    update("arrange", 0, 0, {})
-    raw = found["events"]
-    if raw is None:
-        raise LogsError(str(source), "events", f"a table ending in {', '.join(SUFFIXES)}")
-    events = _events(raw, schema)
-    items, users = found["items"], found["users"]
-    if items is not None:
-        items = _fields(_id(need(items, list(item_columns(schema))), "item_id"), schema.item[1:])
-        items = items.mark(repeated("item_id"))
-    elif len(schema.item) > 1:
-        raise LogsError(str(source), "items", f"a table with {schema.item[1].name}")
-    if users is not None:
-        users = _fields(_id(need(users, list(user_columns(schema))), "user_id"), schema.user)
-        users = users.mark(repeated("user_id"))
-    elif schema.user:
-        raise LogsError(str(source), "users", f"a table with {schema.user[0].name}")
-    malformed = settle([rows.dropped for rows in (events, items, users) if rows], max_bad_share)
-    frame = events.sound()
-    if "split" not in raw.columns:
-        frame = _split_by_time(frame, schema.tasks[0], events.file)
-    return Logs.build(
-        Path(schema_path),
-        frame,
-        items.sound() if items else _ids(frame, "item_id"),
-        users.sound() if users else _ids(frame, "user_id"),
-        malformed,
-    )
 
 
-def _ids(events: pl.DataFrame, name: str) -> pl.DataFrame:
-    return events.select(pl.col(name).unique().sort())
+def _needed(source: str, found: Mapping[str, Parts | None], schema: Schema) -> None:
+    """Events are; items and users with more than ids are too."""
+    if found["events"] is None:
+        raise LogsError(source, "events", f"a table ending in {', '.join(SUFFIXES)}")
+    if found["items"] is None and len(schema.item) > 1:
+        raise LogsError(source, "items", f"a table with {schema.item[1].name}")
+    if found["users"] is None and schema.user:
+        raise LogsError(source, "users", f"a table with {schema.user[0].name}")
 
 
-def _path(source: str, part: str) -> Path | None:
-    """The one table of this name."""
-    start = f"{source}/{part}." if Path(source).is_dir() else f"{source}.{part}."
-    paths = [path for path in (Path(start + suffix) for suffix in SUFFIXES) if path.exists()]
-    if len(paths) > 1:
-        raise LogsError(source, part, f"one table, found {', '.join(p.name for p in paths)}")
-    return paths[0] if paths else None
-
-
-def _table(path: Path, theirs: Mapping[str, str], reading: Reading) -> Rows:
-    """A table with our names; text columns have null where they were empty."""
-    rows = read_parquet(path, reading) if path.suffix == ".parquet" else read_csv(path, reading)
-    back = {their: our for our, their in theirs.items() if their in rows.columns}
-    shadowed = [name for name in back.values() if name in rows.columns and name not in back]
-    frame = rows.frame.drop(shadowed).rename(back)
-    text = pl.col(pl.String).exclude("#reason")
-    return replace(rows, frame=frame.with_columns(pl.when(text != "").then(text)))
-
-
-def _events(raw: Rows, schema: Schema) -> Rows:
-    first = schema.tasks[0]
-    fields = (*schema.behaviour, *schema.context, *schema.ad)
-    optional = [n for n in ("behaviour", "split", "probability") if n in raw.columns]
-    names = ["user_id", "item_id", "ts", *schema.tasks, *(f.name for f in fields), *optional]
-    rows = _fields(_ts(_id(_id(need(raw, names), "user_id"), "item_id")), fields)
-    for task in schema.tasks:
-        rows = _label(rows, task)
-    rows = (
-        _flag(rows)
-        if "behaviour" in optional
-        else rows.with_columns((pl.col(first) == 1).fill_null(False).alias("behaviour"))
-    )
-    shown = pl.col(first).is_not_null()
-    if "split" in optional:
-        rows = _category(rows, "split").mark(
-            (~pl.col("split").is_in(SPLITS), "split is not train, validation or test"),
-            (shown & pl.col("split").is_null(), "an impression without a split"),
-            (~shown & pl.col("split").is_not_null(), f"an impression without {first}"),
-        )
-    if "probability" in optional:
-        rows = _number(rows, "probability")
-        outside = ~pl.col("probability").is_between(0, 1)
-        rows = rows.mark((outside, "probability is not from 0 to 1"))
-    others = [pl.col(task).is_null() == shown for task in schema.tasks[1:]]
-    return rows.mark(
-        *((part, "a label for some tasks only") for part in others),
-        (~shown & ~pl.col("behaviour"), "neither a behaviour nor an impression"),
-    )
-
-
-def _fields(rows: Rows, fields: tuple[Field, ...]) -> Rows:
-    for field in fields:
-        read = {"category": _category, "tags": _tags, "number": _number}[field.kind]
-        rows = read(rows, field.name)
-    return rows
-
-
-def _id(rows: Rows, name: str) -> Rows:
-    return _category(rows, name).mark(*empty(name))
-
-
-def _is_text(kind: pl.DataType) -> bool:
-    """Whether a column of ids keeps every digit as text."""
-    exact = kind in (pl.String, pl.Categorical, pl.Enum, pl.Null)
-    return exact or kind.is_integer()
-
-
-def _category(rows: Rows, name: str) -> Rows:
-    kind = rows.frame.schema[name]
-    if not _is_text(kind):
-        expected = f"text or integers (ids never go through floats), found {kind}"
-        raise LogsError(rows.file, name, expected)
-    long = pl.col(name).str.len_chars() > MAX_ID_CHARACTERS
-    return rows.with_columns(pl.col(name).cast(pl.String)).mark((long, f"{name} is too long"))
-
-
-def _tags(rows: Rows, name: str) -> Rows:
-    """A list of texts or integers, or one text with '|' between the tags; missing is no tags."""
-    kind, tags = rows.frame.schema[name], pl.col(name)
-    if isinstance(kind, pl.List) and _is_text(pl.Series(dtype=kind.inner).dtype):
-        tags = tags.cast(pl.List(pl.String))
-    elif kind in (pl.String, pl.Null):
-        tags = tags.cast(pl.String).str.split("|")
-    else:
-        raise LogsError(rows.file, name, f"lists of text or integers, or text, found {kind}")
-    kept = pl.element().filter(pl.element() != "")
-    rows = rows.with_columns(tags.list.eval(kept).fill_null([]))
-    long = pl.col(name).list.eval(pl.element().str.len_chars() > MAX_ID_CHARACTERS).list.any()
-    return rows.mark((long, f"{name} is too long"))
-
-
-def _real(rows: Rows, name: str) -> pl.Expr:
-    kind = rows.frame.schema[name]
-    if not (kind in (pl.String, pl.Boolean, pl.Null) or kind.is_numeric()):
-        raise LogsError(rows.file, name, f"numbers, found {kind}")
-    return pl.col(name).cast(pl.Float64, strict=False)
-
-
-def _number(rows: Rows, name: str) -> Rows:
-    value = _real(rows, name)
-    unread = value.is_null() & pl.col(name).is_not_null()
-    rows = rows.mark((unread | ~value.is_finite(), f"{name} is not a finite number"))
-    return rows.with_columns(value)
-
-
-def _ts(rows: Rows) -> Rows:
-    kind, value = rows.frame.schema["ts"], pl.col("ts")
-    if kind in (pl.Datetime, pl.Date):
-        value = value.to_physical()
-    elif kind.is_float():
-        value = pl.when(value.is_finite() & (value == value.floor())).then(value)
-    elif not (kind in (pl.String, pl.Null) or kind.is_integer()):
-        raise LogsError(rows.file, "ts", f"integers or dates, found {kind}")
-    value = value.cast(pl.Int64, strict=False)
-    return rows.mark((value.is_null(), "ts is not an integer")).with_columns(value)
-
-
-def _label(rows: Rows, task: str) -> Rows:
-    value = _real(rows, task)
-    wrong = pl.col(task).is_not_null() & ~value.is_in([0.0, 1.0]).fill_null(False)
-    rows = rows.mark((wrong, f"{task} is not 0, 1 or null"))
-    return rows.with_columns(pl.when(~wrong).then(value).cast(pl.Int8).alias(task))
-
-
-def _flag(rows: Rows) -> Rows:
-    text = _category(rows, "behaviour").with_columns(pl.col("behaviour").str.to_lowercase())
-    value = pl.col("behaviour")
-    known = value.is_in(["true", "1", "false", "0"]).fill_null(False)
-    text = text.mark((~known, "behaviour is not true or false"))
-    return text.with_columns(value.is_in(["true", "1"]).fill_null(False))
-
-
-def _split_by_time(events: pl.DataFrame, task: str, file: str) -> pl.DataFrame:
-    times = events.filter(pl.col(task).is_not_null())["ts"].sort()
-    if not len(times):
+def _split_by_time(engine: Engine, events: ir.Table, task: str, file: str) -> ir.Table:
+    times = events.filter(events[task].notnull()).select("ts")
+    summary = times.aggregate(rows=times.count(), first=times.ts.min(), last=times.ts.max())
+    rows, first, last = engine.rows(summary)[0]
+    if not rows:
         raise LogsError(file, task, "impressions, found none")
-    validation, test = times[len(times) * 8 // 10], times[len(times) * 9 // 10]
-    if validation == times[0]:
-        raise LogsError(file, "ts", "times that leave some 80 % of the impressions to train")
-    split = (
-        pl.when(pl.col(task).is_null())
-        .then(None)
-        .when(pl.col("ts") >= test)
-        .then(pl.lit("test"))
-        .when(pl.col("ts") >= validation)
-        .then(pl.lit("validation"))
-        .otherwise(pl.lit("train"))
+    validation, test = (
+        _ranked(engine, times.ts, first, last, rank) for rank in (rows * 8 // 10, rows * 9 // 10)
     )
-    return events.with_columns(split.alias("split"))
+    if validation == first:
+        raise LogsError(file, "ts", "times that leave some 80 % of the impressions to train")
+    split = ibis.cases(
+        (events[task].isnull(), ibis.null("string")),
+        (events.ts >= test, "test"),
+        (events.ts >= validation, "validation"),
+        else_="train",
+    )
+    return events.mutate(split=split)
+
+
+def _ranked(engine: Engine, ts: ir.IntegerColumn, first: int, last: int, rank: int) -> int:
+    """The ts with so many before it in sorted order, all of them from ``first`` to ``last``.
+
+    Found without sorting, from the highest bits that differ to the lowest: each pass counts the
+    values of the next `RADIX_BITS`, so it needs the same memory whatever the number of rows.
+    """
+    shift = 64 if first < 0 <= last else (first ^ last).bit_length()
+    found = first >> shift  # all bits of the wanted ts above these
+    while shift:
+        step = min(RADIX_BITS, shift)
+        within = ts.as_table()
+        if shift < 64:
+            within = within.filter((ts >> shift) == found)
+        shift -= step
+        digit = (within.ts >> shift).name("digit")
+        counts = sorted(engine.rows(within.group_by(digit).aggregate(rows=within.count())))
+        ends = list(accumulate(rows for _, rows in counts))
+        at = bisect_right(ends, rank)
+        found, rank = counts[at][0], rank - (ends[at - 1] if at else 0)
+    return found
+
+
+def _shown(
+    engine: Engine, events: ir.Table, tasks: Sequence[str]
+) -> tuple[dict[str, int], dict[str, dict[str, tuple[int, int]]]]:
+    """The impressions of each split, and their least and greatest label of each task."""
+    shown = events.filter(events.split.notnull())
+    ends = [end for task in tasks for end in (shown[task].min(), shown[task].max())]
+    named = {f"end {at}": end for at, end in enumerate(ends)}
+    splits, labels = {}, {}
+    by_split = shown.group_by("split").aggregate(rows=shown.count(), **named)
+    for split, rows, *found in engine.rows(by_split):
+        splits[split] = rows
+        pairs = zip(found[::2], found[1::2], strict=True)
+        labels[split] = dict(zip(tasks, pairs, strict=True))
+    return splits, labels
+
+
+def _alone(engine: Engine, events: ir.Table) -> int:
+    """The number of users with one event only."""
+    users = events.group_by("user_id").aggregate(events=events.count())
+    alone = users.filter(users.events == 1)
+    count: int = engine.rows(alone.aggregate(rows=alone.count()))[0][0]
+    return count
+
+
+def _ordered(table: ir.Table) -> ir.Table:
+    """Events by user and time, then as in the source; ids that have no table by themselves."""
+    if POSITION not in table.columns:
+        return table.order_by(table.columns)
+    by = ["user_id", "ts", POSITION] if "ts" in table.columns else [POSITION]
+    return table.order_by(by)
+
+
+def _arrow(name: str, schema: Schema, table: ir.Table) -> pa.Schema:
+    """The columns of a canonical table, those that are optional where ``table`` has them."""
+    wanted = {"events": event_columns, "items": item_columns, "users": user_columns}[name](schema)
+    optional = optional_columns(schema).items()
+    extra = {name: kind for name, kind in optional if name in table.columns}
+    return pa.schema([(name, ARROW[kind]) for name, kind in {**wanted, **extra}.items()])
+
+
+def _write(batches: Iterator[pa.RecordBatch], path: Path, schema: pa.Schema) -> Iterator[int]:
+    """Write row groups of `BATCH` rows, whatever the batches; gives the rows of each."""
+    waiting: list[pa.Table] = []
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in batches:
+            waiting.append(pa.Table.from_batches([batch]).cast(schema))
+            if sum(map(len, waiting)) >= BATCH:
+                rows = pa.concat_tables(waiting)
+                writer.write_table(rows[:BATCH].combine_chunks())
+                waiting = [rows[BATCH:]]
+                yield BATCH
+        rows = pa.concat_tables(waiting) if waiting else schema.empty_table()
+        writer.write_table(rows.combine_chunks())
+        yield len(rows)

@@ -9,9 +9,9 @@ import torch
 
 from model.contract.encode import Encoder
 from tests.training import shop
+from tests.training.prepared import read_tables
 from training.dataset import Dataset, build, learn_encoder
 from training.logs import Logs
-from training.tables import read_tables
 
 
 @pytest.fixture(autouse=True, scope="session")

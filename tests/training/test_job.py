@@ -124,7 +124,7 @@ def test_a_large_world_is_written_chunk_by_chunk(
     """What prepare says and writes is of the same form."""
     monkeypatch.setattr("training.world.CHUNK", 10)
     assert command("prepare", "--source", "synthetic", "--users", 12, "--out", tmp_path) == 0
-    said = "2,640 events of 12 users and 1,000 items; impressions: 240 validation, 1,920 train"
+    said = "2,640 events of 12 users and 1,000 items; impressions: 1,920 train, 240 validation"
     assert said in capsys.readouterr().err
     assert len(Logs.read(tmp_path)) == 2640
 
@@ -336,7 +336,7 @@ def broken_schema(folder: Path) -> None:
         (broken_schema, "fit --data data --out out", "schema.toml: file: expected valid TOML"),
         (no_validation, "fit --data data --out out", "impressions with split validation"),
         (a_long_id, "fit --data data --out out", "item_id: expected a string of 1 to 256"),
-        (None, "fit --data data --out out --model dien", "--model: expected one of din, base"),
+        (None, "fit --data data --out out --model other", "--model: expected one of lr, fnn"),
         (None, "fit --data data --out out --set colour=red", "--set colour: expected an option"),
         (None, "fit --data data --out out --set head=[]", "--set head: expected a value like"),
         (None, "fit --data data --out out --set task_weights=[1]", "for each task: click, buy"),
@@ -353,6 +353,16 @@ def broken_schema(folder: Path) -> None:
         (unfinished, "evaluate --run run --baseline base", "base: not trained to the end"),
         (None, "export --run none --repository repository", "none: no readable run.json"),
         (None, "prepare --source amazon-csv --path none --out out", "none.events.csv.gz"),
+        (
+            None,
+            "prepare --source parquet --path none --schema data/schema.toml --out out",
+            "none: events: expected a table ending in parquet, csv, csv.gz",
+        ),
+        (
+            None,
+            "prepare --source parquet --path data --schema data/schema.toml --out out --column x=y",
+            "columns: x: expected one of ",
+        ),
     ],
 )
 def test_what_goes_wrong_is_one_line(
@@ -381,6 +391,11 @@ def test_what_goes_wrong_is_one_line(
     [
         "prepare --source parquet --out out --path data",
         "prepare --source parquet --out out --path data --schema data/schema.toml --column user",
+        "prepare --source parquet --out out --path data --schema data/schema.toml --memory 2",
+        "prepare --source parquet --out out --path data --schema data/schema.toml --engine flink",
+        "prepare --source parquet --out out --path data --schema data/schema.toml --master yarn",
+        "prepare --source parquet --out out --path data --schema s.toml --unreadable perhaps",
+        "prepare --source synthetic --out out --engine duckdb",
         "prepare --source movielens-1m --out out",
         "prepare --source films --out out",
         "prepare --source parquet --conversions --out out --path data --schema data/schema.toml",

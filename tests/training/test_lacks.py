@@ -32,7 +32,7 @@ def test_sound_logs_lack_nothing(shop_logs: Logs) -> None:
     """Users of one event are the only thing that may be said of them."""
     often = shop_logs.events.filter(pl.len().over("user_id") > 1)
     logs = Logs(shop_logs.schema, often, shop_logs.items, shop_logs.users, shop_logs.schema_text)
-    assert lacks(logs) == []
+    assert lacks(logs.written()) == []
 
 
 def test_what_logs_lack_is_said(shop_logs: Logs) -> None:
@@ -49,7 +49,7 @@ def test_what_logs_lack_is_said(shop_logs: Logs) -> None:
     assert events.filter(pl.col("user_id") == "once").height >= 1
     alone = events.group_by("user_id").len().filter(pl.col("len") == 1).height
     logs = Logs(shop_logs.schema, events, shop_logs.items, shop_logs.users, shop_logs.schema_text)
-    said = lacks(logs)
+    said = lacks(logs.written())
     assert said[:3] == [
         "no validation impressions, without which there is no fit",
         "every buy of train is 0: a model learns nothing of it",
@@ -64,7 +64,7 @@ def test_a_user_of_one_event_is_counted(shop_logs: Logs) -> None:
     """Here every event is of a user of its own."""
     events = shop_logs.events.with_columns(user_id=pl.int_range(pl.len()).cast(pl.String))
     logs = Logs(shop_logs.schema, events, shop_logs.items, shop_logs.users, shop_logs.schema_text)
-    assert lacks(logs) == [
+    assert lacks(logs.written()) == [
         f"users with one event only, and no history before it: {events.height:,}"
     ]
 
