@@ -162,7 +162,7 @@ def test_logs_written_in_chunks_are_those_written_whole(shop_logs: Logs, tmp_pat
         shop_logs.users.filter(pl.col("user_id").is_in(found.events["user_id"])).sort("user_id")
     )
     assert found.items.equals(shop_logs.items)
-    assert done == found.written()
+    assert done == replace(found.written(), malformed=shop_logs.malformed)
 
 
 def test_chunks_in_another_order_leave_what_was_there(shop_logs: Logs, tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ from training.retrain import ErasedError, Order, OrderError, Outcome
 from training.source import Loop, Prepared
 
 SMALL = (
-    "dim=4", "head=[8]", "attention=[6]", "size=256", "epochs=2", "evaluations=1", "rate=0.01",
-    "embedding_rate=0.02",
+    "dim=4", "head=[8]", "attention=[6]", "size=256", "epochs=1", "evaluations=1", "rate=0.02",
+    "embedding_rate=0.05",
 )  # fmt: skip
 # Some 600 impressions decide here; the defaults are for thousands.
 EASY = Rules(

@@ -23,7 +23,8 @@ from training.lease import Lease
 from training.retrain import Outcome
 from training.window import Window
 
-SMALL = ("dim=4", "head=[8]", "attention=[6]", "size=256", "epochs=1", "evaluations=1")
+SMALL = ("dim=4", "head=[8]", "attention=[6]", "size=256", "epochs=1", "evaluations=1",
+         "rate=0.02", "embedding_rate=0.05")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,8 @@ def test_every_chunk_of_every_shape_is_scored_exactly(
     ):
         batch = random_batch(encoder, users, length, candidates, seed=length)
         expected = exact_logits(exact, Calibration.identity(1), batch)
-        np.testing.assert_allclose(run(graph, batch), expected, rtol=0, atol=1e-5)
+        # float32 tells logits of 45, as these weights give, to 4e-6 at best.
+        np.testing.assert_allclose(run(graph, batch), expected, rtol=5e-7, atol=1e-5)
         assert candidates == 1 or expected.std() > 0.01
 
 
