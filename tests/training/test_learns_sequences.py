@@ -25,14 +25,11 @@ OPTIONS = {"dim": 8, "head_activation": "relu"}
 # How far a model gets on the way from the AUC of the best score without history (0.567) to that of
 # the true probabilities (0.770): the share that is asked for, two thirds of the least of 3 seeds.
 MODELS: dict[str, tuple[str, dict[str, Any], float]] = {
-    "base": ("base", {}, 0.15),  # 0.28, 0.22, 0.34
     "din": ("din", {"attention_activation": "relu"}, 0.43),  # 0.70, 0.65, 0.72
-    "din product": ("din", {"interaction": "product", "weights": "softmax"}, 0.55),  # 0.82 to 0.88
     "din outer": ("din", {"interaction": "outer"}, 0.5),  # 0.78, 0.76, 0.76
     "dien": ("dien", {}, 0.4),  # 0.63, 0.59, 0.66
     "dsin": ("dsin", {}, 0.3),  # 0.46, 0.53, 0.48
     "transformer": ("transformer", {}, 0.18),  # 0.47, 0.28, 0.54
-    "transformer 0": ("transformer", {"blocks": 0}, 0.23),  # 0.35, 0.44, 0.45
 }
 
 
