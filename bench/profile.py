@@ -39,7 +39,8 @@ def measure(exported: Exported, cores: Cores, form: str, requests: int) -> dict[
             for name, server in running.items():
                 load.closed(server.port, bodies[:WARM], 1)
                 before = server.used()
-                server.process.send_signal(signal.SIGUSR1) if name == "profiled" else None
+                if name == "profiled":
+                    server.process.send_signal(signal.SIGUSR1)
                 load.closed(server.port, bodies, 1)
                 taken[name] = (server.used().loop - before.loop) * 1e6 / requests
         found = json.loads(told.read_text())
