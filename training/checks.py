@@ -73,7 +73,7 @@ class Checks:
         if kind.is_array() and _is_text(kind.value_type):
             tags = tags if kind.value_type.is_string() else tags.map(lambda t: t.cast("string"))
         elif kind.is_string():
-            tags = tags.split("|")
+            tags = tags.re_split("[|]")  # of split, Spark would take "|" for a pattern
         else:
             raise LogsError(self.file, name, f"lists of text or integers, or text, found {kind}")
         tags = tags.filter(lambda tag: tag != "").fill_null(ibis.literal([], "array<string>"))
