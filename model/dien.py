@@ -41,13 +41,11 @@ class Evolution(Ordered):
         self.extractor = nn.GRU(width, width, batch_first=True)  # equations 2 to 5
         self.attention = Bilinear(width)
         self.evolution = AUGRU(width)
-        self._loss: Tensor | None = None
+        self._losses: list[Tensor] = []
 
     def encode(self, x: Tensor, length: Tensor) -> Tensor:
         """Interest states, and what they give to the AUGRU's gates, side by side (G, T, 4 D)."""
         h: Tensor = self.extractor(x)[0]
-        if self.training and self.auxiliary:
-            self._loss = auxiliary_loss(h, x, length)
         return torch.cat([h, self.evolution.inputs(h)], -1)
 
     def attend(self, code: Tensor, q: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,10 +53,21 @@ class Evolution(Ordered):
         weight = self.attention(h, q, age >= 0)
         return self.evolution(given, weight), weight
 
+    def learn(self, code: Tensor, row: Tensor, e: Tensor) -> None:
+        if self.auxiliary:
+            self._losses.append(auxiliary_losses(code[..., : self.width], row, e))
+
     def loss(self) -> Tensor | None:
-        """The auxiliary loss of the last training forward, weighted; it is handed over once."""
-        found, self._loss = self._loss, None
-        return None if found is None else self.auxiliary * found
+        """The auxiliary loss of the last training forward, weighted; it is handed over once.
+
+        It is the mean over all steps of all views, where the paper adds up each history's; 0 where
+        no behaviour follows another.
+        """
+        found, self._losses = self._losses, []
+        if not found:
+            return None
+        steps = torch.cat(found)
+        return self.auxiliary * steps.sum() / max(len(steps), 1)
 
 
 class AUGRU(nn.Module):
@@ -87,22 +96,18 @@ class AUGRU(nn.Module):
         return h
 
 
-def auxiliary_loss(h: Tensor, x: Tensor, length: Tensor) -> Tensor:
+def auxiliary_losses(h: Tensor, row: Tensor, e: Tensor) -> Tensor:
     """How badly states h (G, T, D) tell the next behaviour from another (section 4.2, equation 6).
 
-    ``mean_t -log sigmoid(h_t . e_{t+1}) - log(1 - sigmoid(h_t . e'_{t+1}))``: e' is another of all
-    real behaviours x (G, T, D), each as likely. The mean is over all steps of all histories, where
-    the paper adds up each history's. 0 where no behaviour follows another.
+    ``-log sigmoid(h_t . e_{t+1}) - log(1 - sigmoid(h_t . e'_{t+1}))`` of each step (S,). row (G, T)
+    tells which of all behaviours e (B, D) each one is, B where there is none; e' is another of all,
+    each as likely.
     """
-    real = torch.arange(x.shape[1]) < length[:, None]  # (G, T)
-    behaviours = x[real]  # (R, D)
-    follows = real[:, 1:]
-    if not follows.any():
-        return x.sum() * 0
-    positive = (real.flatten().cumsum(0) - 1).view_as(real)[:, 1:][follows]
-    apart = torch.randint(1, len(behaviours), positive.shape)
-    negative = (positive + apart) % len(behaviours)
+    follows = row[:, 1:] < len(e)
+    positive = row[:, 1:][follows]
+    apart = torch.randint(1, max(len(e), 2), positive.shape)
+    negative = (positive + apart) % max(len(e), 1)
     state = h[:, :-1][follows]
-    right = (state * behaviours.index_select(0, positive)).sum(-1)
-    wrong = (state * behaviours.index_select(0, negative)).sum(-1)
-    return (nn.functional.softplus(-right) + nn.functional.softplus(wrong)).mean()
+    right = (state * e.index_select(0, positive)).sum(-1)
+    wrong = (state * e.index_select(0, negative)).sum(-1)
+    return nn.functional.softplus(-right) + nn.functional.softplus(wrong)

@@ -19,7 +19,8 @@ class Ordered(nn.Module, ABC):
     """An interest of both forms of the batch; G histories of T behaviours with N candidates each.
 
     In the form that is exported G are the users. In the form that trains a history is encoded once
-    for each view of it (`Views`), and each candidate has a copy of what that gave.
+    for each view of it (`Views`), and each candidate has a copy of what that gave; views of about
+    the same length go side by side, so that little of it is padding.
     """
 
     causal: bool  # whether a behaviour's code does not depend on later behaviours
@@ -35,6 +36,12 @@ class Ordered(nn.Module, ABC):
         age (G, T): how many behaviours came after each, below 0 where a candidate sees none.
         """
 
+    def learn(self, code: Tensor, row: Tensor, e: Tensor) -> None:
+        """What a training step takes from codes (G, ...) beside the candidates' labels: nothing.
+
+        row (G, T) tells which of all behaviours e (B, D) each one is, B where there is none.
+        """
+
     def forward(self, batch: Tensors, e: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Interest (C, I) from behaviours e and candidates q (C, D), and the weights."""
         if (on := batch.dense) is not None:
@@ -43,12 +50,27 @@ class Ordered(nn.Module, ABC):
             interest, weight = self.attend(code, grid, on.age(e.shape[1]))
             interest = nn.functional.embedding(on.place, interest.flatten(0, 1))
             return interest, nn.functional.embedding(on.place, weight.flatten(0, 1))
-        views = Views.of_batch(batch, whole=not self.causal)
-        x = nn.functional.embedding(views.row, torch.cat([e, e.new_zeros(1, e.shape[1])]))
-        code = self.encode(x, views.length).index_select(0, views.of)
-        age = (batch.stop - batch.start)[:, None] - 1 - torch.arange(x.shape[1])  # (C, T)
-        interest, weight = self.attend(code, q[:, None], age)
-        return interest.squeeze(1), weight.squeeze(1)[age >= 0]
+        interests, weights, candidates, pairs = [], [], [], []
+        first = (batch.stop - batch.start).cumsum(0) - (batch.stop - batch.start)
+        for candidate, views in Views.of_batch(batch, whole=not self.causal).alike():
+            x = nn.functional.embedding(views.row, torch.cat([e, e.new_zeros(1, e.shape[1])]))
+            code = self.encode(x, views.length)
+            if self.training:
+                self.learn(code, views.row, e)
+            length = (batch.stop - batch.start).index_select(0, candidate)
+            age = length[:, None] - 1 - torch.arange(x.shape[1])  # (C, T)
+            query = q.index_select(0, candidate)[:, None]
+            interest, weight = self.attend(code.index_select(0, views.of), query, age)
+            interests.append(interest.squeeze(1))
+            weights.append(weight.squeeze(1)[age >= 0])
+            candidates.append(candidate)
+            pairs.append((first[candidate][:, None] + torch.arange(x.shape[1]))[age >= 0])
+        return _in_order(interests, candidates), _in_order(weights, pairs)
+
+
+def _in_order(parts: list[Tensor], places: list[Tensor]) -> Tensor:
+    """The rows of all parts, each at its place."""
+    return torch.cat(parts).index_select(0, torch.cat(places).argsort())
 
 
 class Bilinear(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import NamedTuple
 
@@ -115,3 +116,16 @@ class Views(NamedTuple):
         at = torch.arange(max(1, int(length.max())))
         row = torch.where(at < length[:, None], first[:, None] + at, users.sum())
         return cls(row, length, of)
+
+    def alike(self) -> Iterator[tuple[Tensor, Views]]:
+        """The views in groups, lengths within a power of two of each other, and their candidates.
+
+        ``of`` of a group is of its candidates (rows of the batch), in their order.
+        """
+        digits = torch.frexp(self.length.float()).exponent
+        for size in digits.unique():
+            among = digits == size
+            candidate = among.index_select(0, self.of).nonzero().squeeze(1)
+            place = (among.cumsum(0) - 1).index_select(0, self.of.index_select(0, candidate))
+            length = self.length[among]
+            yield candidate, Views(self.row[among][:, : max(1, int(length.max()))], length, place)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.dien import auxiliary_loss
+from model.dien import Evolution, auxiliary_losses
 from model.tensors import Tensors
 from tests.model import interest_by_hand, nets
 from tests.model.interest_by_hand import Array, Weights, sigmoid, softmax
@@ -53,39 +53,41 @@ def test_the_auxiliary_loss_is_equation_6() -> None:
     """Of two behaviours the other one is the only negative there can be."""
     generator = torch.Generator().manual_seed(0)
     h, x = (torch.randn(1, 4, 6, generator=generator, dtype=torch.float64) for _ in range(2))
-    found = auxiliary_loss(h, x, torch.tensor([2]))
+    found = auxiliary_losses(h, torch.tensor([[0, 1, 2, 2]]), x[0, :2])
     state, (other, following) = h.numpy()[0, 0], x.numpy()[0, :2]
     expected = -np.log(sigmoid(state @ following)) - np.log(1 - sigmoid(state @ other))
-    assert float(found) == pytest.approx(expected, abs=1e-12)
+    assert found.tolist() == [pytest.approx(expected, abs=1e-12)]
 
 
 def test_negatives_are_other_real_behaviours() -> None:
     """Each other real behaviour is drawn about as often, the next one and padding never."""
     size, draws = 6, 3000
-    x = torch.eye(size)[None] * 20  # a state that is one of them tells which was drawn
-    x = torch.cat([x, torch.full((1, 3, size), 1e6)], 1)
+    e = torch.eye(size) * 20  # a state that is one of them tells which was drawn
+    h = torch.arange(1.0, size + 1).expand(draws, 3, size)
     torch.manual_seed(0)
-    drawn = []
-    for _ in range(draws):
-        h = torch.zeros(1, size + 3, size)
-        h[0, 0] = torch.arange(1, size + 1)  # the first state only; the other steps give log 4
-        loss = float(auxiliary_loss(h, x, torch.tensor([size])))
-        drawn.append((loss * (size - 1) - (size - 2) * np.log(4)) / 20)
+    row = torch.tensor([[0, 1, size]]).expand(draws, 3)
     # softplus of 20 n is 20 n, of -40 about 0: what is left is the place of the negative
-    places, counts = np.unique(np.round(drawn).astype(int), return_counts=True)
+    drawn = np.round(auxiliary_losses(h, row, e).numpy() / 20).astype(int)
+    places, counts = np.unique(drawn, return_counts=True)
     assert places.tolist() == [1, 3, 4, 5, 6]
     assert (abs(counts / draws - 1 / 5) < 0.03).all()
 
 
-@pytest.mark.parametrize("lengths", [[0, 1, 0], [0, 0, 0]])
-def test_where_no_behaviour_follows_another_there_is_no_auxiliary_loss(lengths: list[int]) -> None:
+@pytest.mark.parametrize("rows", [[[2, 2], [0, 2], [1, 2]], [[0], [0], [1]], [[0]]])
+def test_where_no_behaviour_follows_another_there_is_no_auxiliary_loss(
+    rows: list[list[int]],
+) -> None:
     """Histories of one behaviour or none: 0, with a gradient of 0."""
-    x = torch.randn(3, 4, 6, requires_grad=True)
-    loss = auxiliary_loss(x * 2, x, torch.tensor(lengths))
+    e = torch.randn(2, 6, requires_grad=True)
+    interest = Evolution(6, 1.0)
+    code = interest.encode(torch.cat([e, e.new_zeros(1, 6)])[torch.tensor(rows)], torch.tensor([]))
+    interest.learn(code, torch.tensor(rows), e)
+    loss = interest.loss()
+    assert loss is not None
     loss.backward()
     assert loss.item() == 0
-    assert x.grad is not None
-    assert not x.grad.any()
+    assert e.grad is not None
+    assert not e.grad.any()
 
 
 def test_the_auxiliary_loss_is_handed_over_once_and_only_while_training() -> None:
@@ -114,6 +116,10 @@ def test_the_auxiliary_loss_trains_the_extractor_and_the_embeddings_only() -> No
     network = nets.network("dien").train()
     network(Tensors.of(nets.batch()))
     network.auxiliary().backward()  # type: ignore[union-attr]
-    moved = {name for name, p in network.named_parameters() if p.grad is not None}
+    moved = {
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.grad is not None and parameter.grad.to_dense().any()
+    }
     assert all(n.startswith(("interest.extractor.", "embeddings.", "history.")) for n in moved)
     assert {"interest.extractor.weight_hh_l0", "embeddings.tables.item_id.weight"} <= moved
