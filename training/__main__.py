@@ -19,6 +19,7 @@ from rich.console import Console
 from training import loop_commands
 from training.comparison import command
 from training.loop_commands import complain
+from training.option import OptionError
 
 # Threads that wait by spinning take the cores from those that work; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -316,14 +317,14 @@ loop_commands.add_to(app)
 
 
 def main() -> None:
-    """Run a command; what can go wrong is one line on stderr and exit code 1."""
+    """Run a command; what can go wrong is one line on stderr and exit code 1, a wrong option 2."""
     try:
         app()
     except Exception as error:
         if not isinstance(error, _expected()):
             raise
         complain(console, str(error))
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, OptionError) else 1)
 
 
 def _expected() -> tuple[type[Exception], ...]:
@@ -342,10 +343,8 @@ def _expected() -> tuple[type[Exception], ...]:
     from training.collect import CollectError
     from training.engines import EngineError
     from training.export import ParityError
-    from training.gate import RuleError
     from training.lease import LeaseError
     from training.logs import LogsError
-    from training.recipe import SettingError
     from training.retrain import OrderError
     from training.run import RunError
     from training.state import StateError
@@ -363,14 +362,13 @@ def _expected() -> tuple[type[Exception], ...]:
         LogsError,
         MirrorError,
         OSError,
+        OptionError,
         OrderError,
         ParityError,
         RepositoryError,
-        RuleError,
         RunError,
         SafetensorError,  # a disk that is full
         SchemaError,
-        SettingError,
         StateError,
         StoppedError,
         TrainingError,

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from training.compare import Comparison, Evidence, Figure, Floats, Sampling, compare
+from training.option import OptionError
 
 NEAR = 0.55  # a ranking below this, whose interval holds 0.5, is taken for that of chance
 Status = Literal["passed", "refused", "too_few"]
 
 
-class RuleError(ValueError):
+class RuleError(OptionError):
     """A rule that does not exist, or is no number."""
 
 

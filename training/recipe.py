@@ -18,12 +18,13 @@ from model.contract.ids import FIRST
 from model.contract.schema import Schema
 from model.network import NetworkConfig
 from model.zoo import CONFIGS, configure
+from training.option import OptionError
 from training.trainer import FitConfig
 
 FOLDER = Path(__file__).with_name("recipes")
 
 
-class SettingError(ValueError):
+class SettingError(OptionError):
     """A setting that does not exist or has the wrong type."""
 
 

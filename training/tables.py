@@ -35,6 +35,7 @@ from training.logs import (
     user_columns,
     whole,
 )
+from training.option import OptionError
 from training.parts import Reading, TextFile
 from training.rows import MAX_BAD_SHARE, settle
 from training.table_files import SUFFIXES, Losses, Parts, find
@@ -140,7 +141,7 @@ def _known(theirs: Mapping[str, str], schema: Schema) -> None:
     known = {*event_columns(schema), *item_columns(schema), *user_columns(schema), "probability"}
     for name in theirs:
         if name not in known:
-            raise LogsError("columns", name, f"one of {', '.join(sorted(known))}")
+            raise OptionError(f"--column {name}: expected one of {', '.join(sorted(known))}")
 
 
 def _needed(source: str, found: Mapping[str, Parts | None], schema: Schema) -> None:

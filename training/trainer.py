@@ -224,17 +224,20 @@ class Trainer:
                     yield Tensors.of(batch), torch.from_numpy(part.label[at]), size
 
     def _step(self, batch: Tensors, label: Tensor, size: int) -> float:
+        """Train on a batch of ``size`` impressions, of which this process has these. Returns the
+        labels' loss, which models with and without a loss of their own have alike."""
         at, network = self.progress, self.network
         self._set_rates()
         self.group.draw(self.seed, at.step)
         network.train()
         fetched = self.group.fetch(batch)
         logit = network.pretrain(fetched) if self._pretrains() else network(fetched)[0]
-        loss = logit.sum()  # an empty share has no mean
+        loss = of_labels = logit.sum()  # an empty share has no mean
         if len(label):
             entropy = nn.functional.binary_cross_entropy_with_logits
-            mean = entropy(logit, label, self.task_weights) + network.auxiliary()
-            loss = mean * (len(label) / size)
+            share = len(label) / size
+            of_labels = entropy(logit, label, self.task_weights) * share
+            loss = of_labels + network.auxiliary() * share
         value = self.group.sum(float(loss.detach()))
         if not np.isfinite(value):
             epoch, within = divmod(at.step, self.steps_per_epoch)
@@ -253,7 +256,7 @@ class Trainer:
         self.dense.step()
         at.step += 1
         at.impressions += size
-        return value
+        return self.group.sum(float(of_labels.detach()))
 
     def _pretrains(self) -> bool:
         """Whether the next step is of the stage before, which a warm network is beyond."""

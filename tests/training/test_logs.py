@@ -15,6 +15,7 @@ from model.contract.schema import SchemaError
 from tests.training.prepared import read_tables
 from training import parts
 from training.logs import Logs, LogsError
+from training.option import OptionError
 from training.readers import read_amazon, read_movielens
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared/data"
@@ -421,7 +422,7 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
     assert logs.events["ts"].diff().drop_nulls().max() == 3 * 60
     with pytest.raises(LogsError, match=r"events\.parquet: user_id"):
         read_tables(tmp_path, schema)
-    with pytest.raises(LogsError, match="columns: typo"):
+    with pytest.raises(OptionError, match="--column typo: expected one of "):
         read_tables(tmp_path, schema, columns={"typo": "uid"})
 
 

@@ -316,6 +316,27 @@ def test_a_loss_that_is_no_number_stops_the_run(sets: dict[str, Dataset], tmp_pa
     assert all(tensor.isfinite().all() for tensor in found[0].values())
 
 
+def test_the_loss_told_is_that_of_the_labels(sets: dict[str, Dataset], tmp_path: Path) -> None:
+    """An auxiliary loss trains the network, but curves of different models stay comparable."""
+    told: list[list[float]] = []
+    for weight in (0.0, 1.0):
+        losses: list[float] = []
+        told.append(losses)
+
+        def keep(
+            stage: str, done: int, total: int, figures: dict[str, float], to: list[float] = losses
+        ) -> None:
+            if stage == "train":
+                to.append(figures["loss"])
+
+        config = replace(CONFIG, epochs=1, evaluations=1)
+        run = tmp_path / str(weight)
+        made = trainer(sets, run, config=config, model="dien", dropout=0.0, auxiliary=weight)
+        made.fit(keep)
+    assert told[0][0] == told[1][0]
+    assert told[0][1:] != told[1][1:]
+
+
 def test_no_step_touches_rows_outside_its_batch(sets: dict[str, Dataset], tmp_path: Path) -> None:
     """Rows that do not occur stay bit for bit, their optimiser state zero; the others move."""
     few = {**sets, "train": sets["train"].take(np.arange(30))}
