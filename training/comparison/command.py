@@ -45,10 +45,7 @@ def compare(
     from training.comparison import entrants, job
     from training.comparison.order import Order
 
-    try:
-        lineup = entrants.enter(data, models or [], baseline, setting or [])
-    except entrants.EntrantError as error:
-        raise typer.BadParameter(str(error)) from None
+    lineup = entrants.enter(data, models or [], baseline, setting or [])
 
     def tell(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

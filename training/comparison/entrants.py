@@ -14,6 +14,7 @@ from pathlib import Path
 from model.contract.schema import Schema
 from model.network import NetworkConfig
 from model.zoo import CONFIGS
+from training.option import OptionError
 from training.recipe import SettingError, hold, settings
 from training.trainer import FitConfig
 
@@ -21,7 +22,7 @@ LONGEST_LABEL = 100
 _NEXT_OPTION = re.compile(r",(?=\s*\w+\s*=)")  # not the comma in head=[200,80]
 
 
-class EntrantError(ValueError):
+class EntrantError(OptionError):
     """What ``--models`` or ``--baseline`` can't take, and what was expected."""
 
 
