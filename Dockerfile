@@ -55,7 +55,6 @@ COPY model/__init__.py model/
 COPY model/contract model/contract
 COPY store store
 COPY mirror mirror
-COPY store store
 COPY terminal terminal
 COPY service service
 COPY deploy/healthy.py deploy/
