@@ -42,7 +42,7 @@ serve: $(INSTALLED)
 	@$(BIN)/python -m deploy.serve
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST) # a thread for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST) # some of them wait
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -39,6 +39,7 @@ from training.fit import encode, plain, train
 from training.gate import Rules, Verdict, judge, too_few
 from training.lease import Lease
 from training.logs import Logs
+from training.option import OptionError
 from training.publish import publish
 from training.recipe import hold, settings
 from training.record import Version
@@ -50,7 +51,7 @@ from training.window import Window, cut, digest, from_ms, hold_out
 Status = Literal["published", "would_publish", "refused", "nothing_new"]
 
 
-class OrderError(ValueError):
+class OrderError(OptionError):
     """An order that contradicts itself or the logs."""
 
 

@@ -82,7 +82,8 @@ def test_prepare_shows_its_stages(
     words = source.format(shop=shop_folder).split()
     assert command("prepare", "--out", tmp_path, "--source", *words) == 0
     lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue()).splitlines()
-    last = {line.partition("\u2501")[0].strip(): line for line in lines if "\u2501" in line}
+    bars = [line for line in lines if re.search("[\u2501\u2578]", line)]
+    last = {re.split("[\u2501\u2578]", line)[0].strip(): line for line in bars}
     assert list(last) == [first, "arrange", "write rows"]
     for stage in (first, "write rows"):
         done, total = last[stage].split()[-4 if "/s" in last[stage] else -3].split("/")

@@ -56,9 +56,9 @@ def metrics(path: Path) -> dict[tuple[str, ...], float]:
 def test_each_end_has_its_exit_code_and_its_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """10 refused, 11 nothing new, 12 busy, 1 failed; stdout has one line of JSON."""
+    """10 refused, 11 nothing new, 12 busy, 1 failed, 2 a wrong option; stdout has one line of JSON."""
     retrain = ("retrain", "--repository", tmp_path / "repository", "--data", data)
-    assert command(*retrain, "--rule", "impressions=1e9") == 1  # a count is a whole number
+    assert command(*retrain, "--rule", "impressions=1e9") == 2  # a count is a whole number
     assert said(capsys)["error"].startswith("--rule impressions: expected key=number")
     nowhere = ("retrain", "--repository", tmp_path / "repository", "--data", tmp_path / "nowhere")
     assert command(*nowhere) == 1
@@ -81,7 +81,7 @@ def test_each_end_has_its_exit_code_and_its_line(
     with Lease(tmp_path / "repository" / "synthetic" / ".retrain", "lease").held():
         assert command(*few) == 12
         assert "held by process" in said(capsys)["error"]
-    assert command(*few, "--name", "shop") == 1
+    assert command(*few, "--name", "shop") == 2
     line = said(capsys)
     assert (line["status"], line["error"]) == (
         "failed",
