@@ -56,7 +56,7 @@ def metrics(path: Path) -> dict[tuple[str, ...], float]:
 def test_each_end_has_its_exit_code_and_its_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """10 refused, 11 nothing new, 12 busy, 1 failed, 2 a wrong option; stdout has one line of JSON."""
+    """10 refused, 11 nothing new, 12 busy, 1 failed, 2 wrong option; one line of JSON on stdout."""
     retrain = ("retrain", "--repository", tmp_path / "repository", "--data", data)
     assert command(*retrain, "--rule", "impressions=1e9") == 2  # a count is a whole number
     assert said(capsys)["error"].startswith("--rule impressions: expected key=number")
