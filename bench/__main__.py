@@ -155,7 +155,8 @@ class Bench:
 
     def training(self) -> None:
         rows = []
-        for name, read in training.sources(users=200 if self.quick else 2000).items():
+        sources = training.sources(200 if self.quick else 2000, large=not self.quick)
+        for name, read in sources.items():
             with self.console.status(f"reading and training on {name}"):
                 sets = training.prepare(read())
                 row = training.measure(sets, 5 if self.quick else 15, 0.5 if self.quick else 1.0)

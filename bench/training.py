@@ -20,14 +20,15 @@ from training.trainer import Trainer
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
-def sources(users: int) -> dict[str, Callable[[], Logs]]:
-    """The logs that are there: the synthetic world always, real ones where they were put."""
+def sources(users: int, large: bool = True) -> dict[str, Callable[[], Logs]]:
+    """The logs that are there: the synthetic world always, real ones where they were put. To read
+    ``large`` ones takes longer than a quick run may."""
     found: dict[str, Callable[[], Logs]] = {
         "synthetic": lambda: world.World(users=users).logs(),
     }
     if (REAL / "amazon-beauty.events.csv.gz").exists():
         found["amazon-beauty"] = lambda: readers.read_amazon(REAL / "amazon-beauty")
-    if (REAL / "ml-1m.zip").exists():
+    if large and (REAL / "ml-1m.zip").exists():
         found["ml-1m"] = lambda: readers.read_movielens(
             REAL / "ml-1m.zip", REAL / "ml-1m.test_users.txt"
         )
