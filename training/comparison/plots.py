@@ -236,8 +236,9 @@ def _losses(models: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
 
 def _same_y(every: Sequence[Axes]) -> None:
     low, high = zip(*(axes.get_ylim() for axes in every), strict=True)
+    margin = 0.04 * (max(high) - min(low))  # for the largest dot
     for axes in every:
-        axes.set_ylim(min(low), max(high))
+        axes.set_ylim(min(low) - margin, max(high) + margin)
 
 
 def _ranked_bins(report: Report) -> list[int]:
