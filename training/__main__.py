@@ -232,6 +232,7 @@ def fit(
     if not trained:
         console.print(f"{out}: this run is finished; nothing was trained", soft_wrap=True)
     report.metrics_table(console, f"{model}, seed {seed}: {out}", figures["metrics"])
+    report.undefined(console, figures["metrics"])
     stopped = figures["progress"]
     console.print(
         f"best at step {stopped['best_step']:,} of {stopped['step']:,}; "
@@ -270,10 +271,12 @@ def evaluate(
     if predictions is not None:
         frame.write_parquet(predictions)
     report.metrics_table(console, str(run), {"test": measured})
+    report.undefined(console, {"test": measured})
     report.unreadable(console, left_out)
     if base is not None:
         improved = metrics.improvement(measured, base).items()
         shown = ", ".join(f"{name} {value:+.2%}" for name, value in improved)
+        shown = shown or "not defined, as no ranking of it is better than chance"
         console.print(f"RelaImpr over {baseline}: {shown}", soft_wrap=True)
 
 

@@ -51,7 +51,7 @@ def fit(logit: Array, label: Array, negatives_kept: float = 1.0) -> Calibration:
     """Platt's slope and offset for each task of logit, label [n, tasks].
 
     ``negatives_kept`` is the share of negatives that the logs kept, in (0, 1]. A task whose labels
-    are all alike, or whose logits rank worse than chance, is left as it is. Raises ValueError.
+    are all alike is left as it is. Raises ValueError.
     """
     fitted = [platt(logit[:, task], label[:, task]) for task in range(logit.shape[1])]
     return Calibration.of(fitted, negatives_kept)
@@ -60,24 +60,32 @@ def fit(logit: Array, label: Array, negatives_kept: float = 1.0) -> Calibration:
 def platt(logit: Array, ones: Array, count: Array | float = 1.0) -> tuple[float, float]:
     """Slope and offset by Newton's method on the two-parameter log loss, which is convex.
 
-    logit [n]; of the ``count`` impressions that each stands for, ``ones`` have the label 1.
+    logit [n]; of the ``count`` impressions that each stands for, ``ones`` have the label 1. Logits
+    that rank worse than chance keep their slope, since a calibration may not turn a ranking round:
+    only the offset is fitted then.
     """
     z, y = np.asarray(logit, np.float64), np.asarray(ones, np.float64)
     n = np.broadcast_to(np.asarray(count, np.float64), y.shape)
     if not 0 < y.sum() < n.sum():
         return 1.0, 0.0
     x = np.stack([z, np.ones_like(z)])  # (2, n)
-    at = np.array([1.0, 0.0])
+    slope, offset = _newton(x, y, n)
+    return (slope, offset) if slope > 0 else (1.0, _newton(x[1:], y, n, z)[0])
+
+
+def _newton(x: Array, y: Array, n: Array, given: Array | float = 0.0) -> list[float]:
+    """The weights of the rows of x (k, m), added to a ``given`` logit, with the least log loss."""
+    at = np.eye(len(x))[0] if len(x) > 1 else np.zeros(1)
     for _ in range(50):
-        p = sigmoid(at @ x)
+        p = sigmoid(given + at @ x)
         gradient = x @ (n * p - y)
-        curvature = (x * (n * np.maximum(p * (1 - p), 1e-12))) @ x.T + 1e-9 * np.eye(2)
+        curvature = (x * (n * np.maximum(p * (1 - p), 1e-12))) @ x.T + 1e-9 * np.eye(len(x))
         step = np.linalg.solve(curvature, gradient)
         at -= step * min(1.0, 2 / (np.abs(step).max() + 1e-12))
         if np.abs(step).max() < 1e-10:
             break
-    slope, offset = at
-    return (float(slope), float(offset)) if slope > 0 else (1.0, 0.0)
+    found: list[float] = at.tolist()
+    return found
 
 
 def sigmoid(logit: Array) -> npt.NDArray[np.float64]:

@@ -73,11 +73,11 @@ def rela_impr(measured: float, base: float) -> float:
 def improvement(measured: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
     """RelaImpr of every AUC and GAUC (of each task) that both have, by their names.
 
-    Left out where the base model ranks as chance does, which nothing can be measured by.
+    Left out where the base model ranks as chance does or worse, which nothing can be measured by.
     """
     names = [name for name in measured if name.rpartition(".")[2] in ("auc", "gauc")]
     return {
-        name: rela_impr(measured[name], base[name]) for name in names if base.get(name, 0.5) != 0.5
+        name: rela_impr(measured[name], base[name]) for name in names if base.get(name, 0.5) > 0.5
     }
 
 

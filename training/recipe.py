@@ -1,7 +1,8 @@
 """Recipes: the settings of each model that work for a data set, from recipes/<schema>.toml.
 
 A recipe has a table per model; its keys are those of the model's configuration and of `FitConfig`.
-A model without one takes that of the model it varies, whose configuration its own derives from.
+A model without one takes that of the model it varies, whose configuration its own derives from,
+else what it knows of din's.
 ``--set key=value`` overrides them, the value in TOML's notation.
 """
 
@@ -35,12 +36,12 @@ def settings(
     or over ``base`` in its place. Raises `SettingError`.
     """
     if model not in CONFIGS:
-        raise SettingError(f"--model: expected one of {', '.join(CONFIGS)}")
+        raise SettingError(f"--model {model}: expected one of {', '.join(CONFIGS)}")
     if base is None:
         path = FOLDER / f"{schema}.toml"
         recipe = tomllib.loads((path if path.exists() else FOLDER / "default.toml").read_text())
         kinds = {kind: name for name, kind in CONFIGS.items()}
-        varied = [kinds.get(kind, "") for kind in CONFIGS[model].mro()]
+        varied = [*(kinds.get(kind, "") for kind in CONFIGS[model].mro()), "din"]
         found: dict[str, Any] = next((recipe[name] for name in varied if name in recipe), {})
         known = {
             each.name for of in (CONFIGS[model], FitConfig) for each in fields(of) if each.init
@@ -51,8 +52,10 @@ def settings(
     try:
         config = configure(model, {k: v for k, v in values.items() if k not in default})
     except ValueError as error:
-        of_training = ", ".join(each.name for each in fields(FitConfig))
-        raise SettingError(f"--set {error}; or of the training: {of_training}") from None
+        also = ""
+        if set(values) - {*default, *(each.name for each in fields(CONFIGS[model]))}:
+            also = f"; or of the training: {', '.join(default)}"
+        raise SettingError(f"--set {error}{also}") from None
     fit = {key: value for key, value in values.items() if key in default}
     for key, value in fit.items():
         if key == "task_weights":

@@ -30,6 +30,22 @@ def metrics_table(console: Console, title: str, rows: Mapping[str, Mapping[str, 
     console.print(table)
 
 
+def undefined(console: Console, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """What labels do not allow to be measured, by split and task."""
+    for split, values in rows.items():
+        for name in (name for name in values if name.rpartition(".")[2] == "log_loss"):
+            task, dot, _ = name.rpartition(".")
+            of = f"{split}, {task}" if task else split
+            if f"{task}{dot}auc" not in values:
+                also = ", and nothing is calibrated by it" if split == "validation" else ""
+                line = f"{of}: all labels are alike: no AUC, GAUC or NE{also}"
+            elif f"{task}{dot}gauc" not in values:
+                line = f"{of}: no user has both labels: no GAUC"
+            else:
+                continue
+            console.print(f"note: {line}", highlight=False, markup=False, soft_wrap=True)
+
+
 def prepared(console: Console, out: Path, written: Written) -> None:
     """What was left out, where the first of it is, what the logs lack, and what was written."""
     for lost in written.lost:

@@ -31,6 +31,7 @@ import torch
 from model.contract.labels import LabelFile, MovedError, PinnedError
 from model.contract.repository import Repository
 from model.contract.schema import Schema
+from model.network import NetworkConfig
 from terminal.progress import Update
 from training import gate_report, record, state
 from training.compare import Evidence
@@ -46,6 +47,7 @@ from training.record import Version
 from training.run import Run, RunError
 from training.scores import recast
 from training.source import Source
+from training.trainer import FitConfig
 from training.window import Window, cut, digest, from_ms, hold_out
 
 Status = Literal["published", "would_publish", "refused", "nothing_new"]
@@ -112,10 +114,13 @@ class Outcome:
 def retrain(order: Order, update: Update) -> Outcome:
     """Raises `LeaseError` where another one is at work, and what reading, training and publishing
     raise; then nothing is published."""
-    name = Schema.load(order.source.schema).name
+    schema = Schema.load(order.source.schema)
+    name = schema.name
     if order.name not in (None, name):
         raise OrderError(f"--name: expected {name}, of which the logs are")
     repository = Repository(order.repository, name)
+    labels = LabelFile(repository, "retrain").read()
+    _configured(order, schema, record.current(repository, labels))  # refused before any work
     lease = Lease(repository.folder / record.WORK, "lease", order.lease_seconds)
     with lease.held():
         return _retrain(order, repository, lease, update)
@@ -238,6 +243,21 @@ def _unlearnt(logs: Logs, current: Version | None) -> tuple[Logs, int]:
     return found, rows(logs)["test"] - rows(found)["test"]
 
 
+def _configured(
+    order: Order, schema: Schema, current: Version | None
+) -> tuple[str, NetworkConfig, FitConfig]:
+    """The model and its settings: those of the current version, or of the recipe where there is
+    none or it is another model, under what was ``given``. Raises `SettingError`."""
+    lineage = current.lineage if current else {}
+    model = order.model or lineage.get("model", "din")
+    base = None
+    if lineage.get("model") == model:
+        base = {**lineage["options"], **lineage["fit"]}
+    config, how = settings(schema.name, model, order.given, base)
+    hold(schema, config, how)
+    return model, config, how
+
+
 def _about(
     order: Order,
     repository: Repository,
@@ -245,14 +265,8 @@ def _about(
     window: Window,
     current: Version | None,
 ) -> dict[str, Any]:
-    """What run.json says of what is trained. Settings are those of the current version."""
-    lineage = current.lineage if current else {}
-    model = order.model or lineage.get("model", "din")
-    base = None
-    if lineage.get("model") == model:
-        base = {**lineage["options"], **lineage["fit"]}
-    config, how = settings(logs.schema.name, model, order.given, base)
-    hold(logs.schema, config, how)
+    """What run.json says of what is trained."""
+    model, config, how = _configured(order, logs.schema, current)
     warm = None if order.cold or current is None else current.state
     if warm and not state.there(repository.folder, warm):  # as when versions alone were copied
         warm = None

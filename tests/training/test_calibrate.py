@@ -60,7 +60,9 @@ def test_a_ranking_is_never_changed() -> None:
             np.argsort(found.apply(logit)[:, 0], kind="stable"),
             np.argsort(logit[:, 0], kind="stable"),
         )
-    assert fit(-truth, label) == Calibration.identity(1)
+    upside_down = fit(-truth, label)
+    assert upside_down.slope == (1.0,)
+    assert sigmoid(upside_down.apply(-truth)).mean() == pytest.approx(label.mean(), rel=1e-6)
 
 
 @pytest.mark.parametrize("value", [0, 1])

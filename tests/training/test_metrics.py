@@ -95,6 +95,13 @@ def test_rela_impr_gives_the_paper_s_figures(auc: float, base: float, percent: f
     assert 100 * metrics.rela_impr(auc, base) == pytest.approx(percent, abs=0.006)
 
 
+def test_rela_impr_needs_a_base_that_ranks_better_than_chance() -> None:
+    """Below it every improvement would have the wrong sign, at it there is no measure."""
+    base = {"auc": 0.6, "gauc": 0.5, "conversion.auc": 0.43, "log_loss": 0.3}
+    ours = {"auc": 0.7, "gauc": 0.7, "conversion.auc": 0.6, "log_loss": 0.2}
+    assert metrics.improvement(ours, base) == {"auc": pytest.approx(1.0)}
+
+
 def test_metrics_that_one_class_does_not_define_are_left_out() -> None:
     """No NaN or infinity is reported, and nothing warns."""
     always = {"auc", "gauc", "log_loss", "normalised_entropy", "ece", "calibration", "impressions"}

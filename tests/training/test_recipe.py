@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import asdict
 
 import pytest
@@ -97,9 +98,33 @@ def test_a_setting_that_cannot_be_is_refused(given: str, expected: str) -> None:
         settings("unheard-of", "din", [given])
 
 
+WITHOUT_A_TABLE = [
+    (path.stem, model)
+    for path in sorted(FOLDER.glob("*.toml"))
+    for model in ("dien", "dsin", "transformer", "mmoe")
+    if model not in tomllib.loads(path.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize(("recipe", "model"), WITHOUT_A_TABLE)
+def test_models_without_a_table_of_their_own_train_as_din_does(recipe: str, model: str) -> None:
+    """The same width, epochs and rates on one data set, so that a comparison compares models."""
+    (config, how), (of_din, as_din) = settings(recipe, model, []), settings(recipe, "din", [])
+    assert how == as_din
+    assert (config.dim, config.dropout) == (of_din.dim, of_din.dropout)
+
+
+def test_only_an_unknown_option_is_told_of_all_that_there_are() -> None:
+    """A wrong value is told what it may be, and no more."""
+    with pytest.raises(SettingError, match="or of the training: "):
+        settings("unheard-of", "din", ["colour=1"])
+    with pytest.raises(SettingError, match=r"weights: expected one of raw, softmax$"):
+        settings("unheard-of", "din", ["weights=foo"])
+
+
 def test_an_unknown_model_is_refused() -> None:
     """The error lists the models."""
-    with pytest.raises(SettingError, match="--model: expected one of lr, "):
+    with pytest.raises(SettingError, match="--model dine: expected one of lr, "):
         settings("unheard-of", "dine", [])
 
 

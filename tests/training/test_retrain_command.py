@@ -63,6 +63,11 @@ def test_each_end_has_its_exit_code_and_its_line(
     nowhere = ("retrain", "--repository", tmp_path / "repository", "--data", tmp_path / "nowhere")
     assert command(*nowhere) == 1
     assert "nowhere/schema.toml" in said(capsys)["error"]
+    for wrong in ("--model", "bogus"), ("--set", "nope=1"):
+        never = ("--from", "2020-01-01", "--to", "2020-01-02")
+        assert command(*retrain, *wrong, *never) == 2
+        assert wrong[1].partition("=")[0] in said(capsys)["error"]
+    assert not (tmp_path / "repository").exists()
     few = (*retrain, "--rule", "impressions=1000000", "--metrics-file", tmp_path / "job.prom")
     assert command(*few) == 10
     line = said(capsys)
