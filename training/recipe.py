@@ -43,10 +43,7 @@ def settings(
         kinds = {kind: name for name, kind in CONFIGS.items()}
         varied = [*(kinds.get(kind, "") for kind in CONFIGS[model].mro()), "din"]
         found: dict[str, Any] = next((recipe[name] for name in varied if name in recipe), {})
-        known = {
-            each.name for of in (CONFIGS[model], FitConfig) for each in fields(of) if each.init
-        }
-        base = {k: v for k, v in found.items() if model in recipe or k in known}
+        base = {k: v for k, v in found.items() if model in recipe or k in options(model)}
     values = {**base, **dict(_pair(each) for each in given)}
     default = asdict(FitConfig())
     try:
@@ -70,6 +67,11 @@ def settings(
         if not (_number(value) if isinstance(default[key], float) else count):
             raise SettingError(f"--set {key}: expected a number like {default[key]!r}")
     return config, FitConfig.of(fit)
+
+
+def options(model: str) -> set[str]:
+    """The keys that ``--set`` takes for a model: its own options and those of the training."""
+    return {each.name for of in (CONFIGS[model], FitConfig) for each in fields(of) if each.init}
 
 
 def hold(schema: Schema, config: NetworkConfig, how: FitConfig) -> None:

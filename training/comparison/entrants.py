@@ -15,7 +15,7 @@ from model.contract.schema import Schema
 from model.network import NetworkConfig
 from model.zoo import CONFIGS
 from training.option import OptionError
-from training.recipe import SettingError, hold, settings
+from training.recipe import SettingError, hold, options, settings
 from training.trainer import FitConfig
 
 LONGEST_LABEL = 100
@@ -90,16 +90,19 @@ def choose(specs: Sequence[Spec], baseline: str | None) -> str:
 def enter(data: Path, texts: Sequence[str], baseline: str | None, given: Sequence[str]) -> Lineup:
     """All entrants with their settings: the recipe's, over it ``given``, over that their own.
 
-    Models that can't be made for the schema are refused where they were asked for, else left out.
+    What is ``given`` is for the models that have that option, one at least. Models that can't be made for the schema are refused where they were asked for, else left out.
     Raises `EntrantError`, and `SchemaError` where there are no prepared logs.
     """
     specs = read(texts)
     choose(specs, baseline)
     schema = Schema.load(data / "schema.toml")
     entrants, left_out = [], {}
+    anywhere = set().union(*(options(spec.model) for spec in specs))
     for spec in specs:
+        others = anywhere - options(spec.model)
+        shared = [each for each in given if each.partition("=")[0].strip() not in others]
         try:
-            config, how = settings(schema.name, spec.model, [*given, *spec.options])
+            config, how = settings(schema.name, spec.model, [*shared, *spec.options])
         except SettingError as error:
             raise EntrantError(f"--models {spec.label!r}: {_said(error)}") from None
         try:

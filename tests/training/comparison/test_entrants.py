@@ -86,6 +86,14 @@ def test_a_model_s_own_options_go_over_the_common_ones(data: Path) -> None:
     assert one.how.epochs == two.how.epochs == 0.5
 
 
+def test_a_common_option_is_for_the_models_that_have_it(data: Path) -> None:
+    """LR has no width to choose; what no model has is refused."""
+    lineup = enter(data, ["lr", "base"], None, ["dim=4", "pooling=sum"])
+    assert [each.config.dim for each in lineup.entrants] == [1, 4]
+    with pytest.raises(EntrantError, match="colour: expected an option of lr"):
+        enter(data, ["lr", "base"], None, ["colour=red"])
+
+
 def test_the_baseline_is_base_or_the_first_or_as_asked() -> None:
     """One that does not take part is refused with the labels that do."""
     specs = read(["din", "base", "deep=din:dim=4"])
