@@ -14,7 +14,19 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from bench import forms, graph, memory, plots, profile, rows, serving, swaps, tables, training
+from bench import (
+    against,
+    forms,
+    graph,
+    memory,
+    plots,
+    profile,
+    rows,
+    serving,
+    swaps,
+    tables,
+    training,
+)
 from bench.graph import Exported
 from bench.measure import Machine, load, machine, pin
 from bench.servers import Cores, ServerError
@@ -97,6 +109,18 @@ def profile_command(
     """Where a request's time goes beside the model, by module."""
     bench = Bench.start(out, quick=False)
     bench.profile(bench.exported("sigmoid"), form, requests)
+
+
+@app.command("against")
+def against_command(
+    other: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A checkout.")],
+    turns: Annotated[int, typer.Option(help="Of each form.")] = 9,
+    requests: Annotated[int, typer.Option(help="In a turn.")] = 60,
+    out: Out = OUT,
+) -> None:
+    """This service's CPU time per request against that of another checkout."""
+    bench = Bench.start(out, quick=False)
+    bench.against(bench.exported("sigmoid"), other.resolve(), turns, requests)
 
 
 @app.command("rows")
@@ -208,6 +232,12 @@ class Bench:
             found = profile.measure(exported, self.cores, form, requests)
         self.console.print(tables.profile(found))
         self._write("profile", **found)
+
+    def against(self, exported: Exported, other: Path, turns: int, requests: int) -> None:
+        with self.console.status("starting the servers") as status:
+            found = against.measure(exported, self.cores, other, turns, requests, status.update)
+        self.console.print(tables.against(found))
+        self._write("against", turns=turns, requests=requests, rows=found)
 
     def rows(
         self, impressions: int, seconds: float, given: Sequence[str], keep: Path | None

@@ -74,19 +74,18 @@ class Server:
     core: int
 
     def used(self) -> Used:
-        """To the kernel's tick, mostly 10 ms. What is stolen from a virtual core counts as used."""
+        """To the kernel's tick, mostly 10 ms, but for the loop's, which are exact. What is stolen
+        from a virtual core counts as used."""
         folder = Path(f"/proc/{self.process.pid}")
-        whole, loop = (
-            (folder / name).read_text().rpartition(")")[2].split()[11:13]  # user, system
-            for name in ("stat", f"task/{self.process.pid}/stat")
-        )
+        whole = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]  # user, system
+        loop = (folder / f"task/{self.process.pid}/schedstat").read_text().split()[0]
         cores = Path("/proc/stat").read_text().splitlines()
         mine = next(line.split() for line in cores if line.startswith(f"cpu{self.core} "))
         user, nice, system, _idle, _wait, *others = map(int, mine[1:9])
         tick = os.sysconf("SC_CLK_TCK")
         return Used(
             sum(map(int, whole)) / tick,
-            sum(map(int, loop)) / tick,
+            int(loop) / 1e9,
             (user + nice + system + sum(others)) / tick,
         )
 
@@ -139,10 +138,15 @@ def reference(folder: Path, redis_url: str, longest: int, *, trim: bool) -> list
 
 @contextmanager
 def running(
-    commands: Mapping[str, list[str]], core: int, more: Mapping[str, str] | None = None
+    commands: Mapping[str, list[str]],
+    core: int,
+    more: Mapping[str, str] | None = None,
+    folders: Mapping[str, Path] | None = None,
 ) -> Iterator[dict[str, Server]]:
     """``python -m command`` for each, on one core, once all are ready; ``more`` is for their
-    environment. Raises `ServerError`."""
+    environment, ``folders`` are the checkouts of those that are not this one's.
+
+    Raises `ServerError`."""
     environment = {**os.environ, **PATIENT, "OMP_WAIT_POLICY": "PASSIVE", **(more or {})}
     with ExitStack() as stack:
         servers = {}
@@ -150,8 +154,11 @@ def running(
             log = stack.enter_context(tempfile.TemporaryFile())
             port = free_port()
             whole = [sys.executable, "-m", *command, "--port", str(port)]
+            place = (folders or {}).get(name, ROOT)
             with on(core):
-                process = subprocess.Popen(whole, cwd=ROOT, env=environment, stdout=log, stderr=log)
+                process = subprocess.Popen(
+                    whole, cwd=place, env=environment, stdout=log, stderr=log
+                )
             servers[name] = Server(port, process, log, core)
             stack.callback(servers[name].stop)
         for server in servers.values():

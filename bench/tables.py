@@ -172,6 +172,22 @@ def swaps(found: Found) -> Table:
     return table
 
 
+def against(rows: Rows) -> Table:
+    table = _table(
+        "This service against another: CPU us per request, median; ratio (quartiles)",
+        ["form", "histories"],
+        ["N", "loop, other", "loop, this", "ratio", "all, other", "all, this", "ratio", "bad"],
+    )
+    table.caption = "The loop: the thread that does all but the model. All: the process."
+    for row in rows:
+        figures = []
+        for name in ("loop", "all"):
+            figures += [f"{row[f'{name}_us'][who]['median']:,.0f}" for who in ("the other", "this")]
+            figures.append(shown(row[f"{name}_ratio"], ".2f"))
+        table.add_row(row["form"], row["lengths"], str(row["N"]), *figures, str(row["errors"]))
+    return table
+
+
 def profile(found: dict[str, Any]) -> Table:
     plain, profiled = (found["loop_us"][name] for name in ("plain", "profiled"))
     table = _table(

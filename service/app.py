@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.contract.store import PARTITIONS
 from service.batcher import Batcher
@@ -23,7 +25,7 @@ from service.problems import answer_problems
 from service.readiness import Readiness
 from service.recorded import Recorded
 from service.registry import Registry
-from service.routes import count_problem, routes, score_paths, score_routes
+from service.routes import count_problem, routes, score_endpoints, score_paths
 from service.score_log import ScoreLog
 from service.scorer import Job, Scorer, cost, run
 from service.settings import Settings
@@ -42,6 +44,18 @@ _DAY_MS = 86_400_000
 _log = logging.getLogger(__name__)
 
 
+class Application(FastAPI):
+    """FastAPI, whose ``direct`` routes get their POST requests without it."""
+
+    direct: Mapping[str, ASGIApp]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = self.direct.get(scope["path"])
+        await (endpoint or super().__call__)(scope, receive, send)
+
+
 def create_app(
     settings: Settings,
     *,
@@ -49,7 +63,7 @@ def create_app(
     telemetry: Telemetry | None = None,
     hold: Callable[[], bool] | None = None,
     drain: Drain | None = None,
-) -> FastAPI:
+) -> Application:
     """The service as an ASGI application. Raises `EngineError` for a provider that is not there,
     `TracesError` where traces are wanted and can't be sent, and `MirrorError`.
 
@@ -162,7 +176,7 @@ def create_app(
                 task.cancel()
             await asyncio.wait(tasks)
 
-    app = FastAPI(
+    app = Application(
         title="dinserve",
         description="Click probabilities of candidates for one user, by a Deep Interest Network.",
         version="1",
@@ -176,9 +190,11 @@ def create_app(
     answer_problems(app, partial(count_problem, telemetry))
     document = app.openapi()
     document["paths"] = {**score_paths(), **document["paths"]}
+    scores = score_endpoints(settings, scorer, telemetry)
+    app.router.routes += [Route(path, each, methods=["POST"]) for path, each in scores.items()]
+    app.direct = scores if traces is None else {p: Traced(e, traces) for p, e in scores.items()}
     if traces is not None:
         app.add_middleware(Traced, traces=traces)
-    app.router.routes[:0] = score_routes(settings, scorer, telemetry)  # the first to be looked at
     return app
 
 

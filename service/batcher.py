@@ -1,9 +1,10 @@
 """The batcher: turns single items into calls of `run`. Knows neither HTTP nor ONNX.
 
-One loop owns the queue. It waits for a free worker, takes from the head of the queue what fits in
-one call, and hands it to a thread. Nothing waits for company: what arrived while the workers ran
-forms the next calls. Small items of one group share a call up to their `merge_limit`; a larger one
-runs alone. The limit of what may wait is in work, not in items, and is checked before the queue.
+The event loop owns the queue. Whenever a worker is free it takes from the head of the queue what
+fits in one call, and hands it to a thread. Nothing waits for company: what arrived while the
+workers ran forms the next calls. Small items of one group share a call up to their `merge_limit`; a
+larger one runs alone. The limit of what may wait is in work, not in items, and is checked before
+the queue.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from queue import SimpleQueue
+from threading import Thread
 from time import perf_counter
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from service.errors import DeadlineExceeded, Overloaded, Stopped
+from service.errors import DeadlineExceeded, Overloaded, Stage, Stopped
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -29,8 +30,7 @@ MAX_WAITING = 4096
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Done(Generic[Answer]):
+class Done(NamedTuple, Generic[Answer]):
     """An answer with the seconds its item waited and the seconds its call ran."""
 
     answer: Answer
@@ -74,15 +74,20 @@ class Batcher(Generic[Item, Answer]):
         self._queue: deque[_Entry[Item, Answer]] = deque()
         self._queued = self._length = 0
         self._unresolved: set[_Entry[Item, Answer]] = set()
+        self._calls: SimpleQueue[tuple[list[_Entry[Item, Answer]], float] | None] = SimpleQueue()
+        self._idle = workers
+        self._due = False  # the queue is to be looked at
         self._alive = False
 
     async def __aenter__(self) -> Batcher[Item, Answer]:
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="model")
-        self._idle = asyncio.Semaphore(self.workers)
-        self._arrival = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._threads = [
+            Thread(target=self._work, name=f"model_{number}", daemon=True)
+            for number in range(self.workers)
+        ]
+        for thread in self._threads:
+            thread.start()
         self._alive = True
-        self._loop = asyncio.create_task(self._serve(), name="batcher")
-        self._loop.add_done_callback(self._loop_ended)
         return self
 
     async def __aexit__(
@@ -91,11 +96,12 @@ class Batcher(Generic[Item, Answer]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Admission ends first, then the loop, then the calls that still run.
-        self._alive = False
-        self._loop.cancel()
-        await asyncio.wait([self._loop])
-        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+        # Admission and whoever waits end first, then the calls that still run.
+        self._end()
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
 
     @property
     def alive(self) -> bool:
@@ -125,28 +131,24 @@ class Batcher(Generic[Item, Answer]):
         full = self._queued + work > self._queue_limit or len(self._queue) >= MAX_WAITING
         if self._queued and full:
             raise Overloaded("Too much work is waiting")
-        loop = asyncio.get_running_loop()
-        entry: _Entry[Item, Answer] = _Entry(
-            item, work, self._group(item), loop.create_future(), deadline, perf_counter()
-        )
+        future: asyncio.Future[Done[Answer]] = self._loop.create_future()
+        entry = _Entry(item, work, self._group(item), future, deadline, perf_counter())
         self._queue.append(entry)
         self._queued += work
         self._length += 1
         self._unresolved.add(entry)
-        self._arrival.set()
+        if self._idle and not self._due:  # soon: what arrives together may share a call
+            self._due = True
+            self._loop.call_soon(self._look)
+        timer = self._loop.call_at(deadline, _expire, entry)
         try:
-            async with asyncio.timeout_at(deadline) as limit:
-                return await entry.future
-        except TimeoutError:
-            if limit.expired():
-                late = "The deadline passed before the score was there"
-                raise DeadlineExceeded(late, "model" if entry.taken else "queue") from None
-            raise
+            return await future
         finally:
+            timer.cancel()
             self._leave(entry)
             self._unresolved.discard(entry)
-            if entry.future.done() and not entry.future.cancelled():
-                entry.future.exception()  # seen, even if the caller left just then
+            if future.done() and not future.cancelled():
+                future.exception()  # seen, even if the caller left just then
 
     def _leave(self, entry: _Entry[Item, Answer]) -> None:
         """An entry no longer waits: its work is not counted, its place in the queue is void."""
@@ -155,16 +157,16 @@ class Batcher(Generic[Item, Answer]):
             self._queued -= entry.work
             self._length -= 1
 
-    async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._idle.acquire()
-            while not (taken := self._take(loop.time())):
-                self._arrival.clear()
-                await self._arrival.wait()
-            started = perf_counter()
-            call = loop.run_in_executor(self._pool, self._call, [entry.item for entry in taken])
-            call.add_done_callback(partial(self._called, taken, started))
+    def _look(self) -> None:
+        """Hand the queue's head to the workers that are free."""
+        self._due = False
+        try:
+            while self._idle and (taken := self._take(self._loop.time())):
+                self._idle -= 1
+                self._calls.put((taken, perf_counter()))
+        except Exception:
+            _log.critical("the batcher's queue broke", exc_info=True)
+            self._end()
 
     def _take(self, now: float) -> list[_Entry[Item, Answer]]:
         """Entries for one call from the head of the queue, without those whose caller is gone."""
@@ -172,7 +174,7 @@ class Batcher(Generic[Item, Answer]):
         items: list[Item] = []
         while self._queue:
             entry = self._queue[0]
-            # One whose deadline passed is about to be told so by its own timer in `submit`.
+            # One whose deadline passed is about to be told so by its own timer.
             if entry.waiting and not entry.future.done() and entry.deadline > now:
                 together = [*items, entry.item]
                 if taken and not self._may_join(taken, entry, together):
@@ -193,7 +195,7 @@ class Batcher(Generic[Item, Answer]):
             and self._cost(together) <= self._merge_limit(entry.item)
         )
 
-    def _call(self, items: list[Item]) -> list[Answer | Exception]:
+    def _call(self, items: list[Item]) -> Sequence[Answer | BaseException]:
         """Run in a worker: one answer or exception per item; a call of several that fails is
         made anew member by member, so that only the bad one fails."""
         try:
@@ -205,35 +207,49 @@ class Batcher(Generic[Item, Answer]):
                 return [error]
             _log.warning("a call of %d failed, running its members alone", len(items))
             return [outcome for item in items for outcome in self._call([item])]
-        return list(answers)
+        return answers
+
+    def _work(self) -> None:
+        """A worker's thread: one call after the other."""
+        while (call := self._calls.get()) is not None:
+            taken, started = call
+            try:
+                outcomes = self._call([entry.item for entry in taken])
+            except BaseException as error:  # no caller may hang
+                outcomes = [error] * len(taken)
+            self._loop.call_soon_threadsafe(self._called, taken, started, outcomes)
 
     def _called(
         self,
         taken: list[_Entry[Item, Answer]],
         started: float,
-        call: asyncio.Future[list[Answer | Exception]],
+        outcomes: Sequence[Answer | BaseException],
     ) -> None:
-        self._idle.release()
         ran = perf_counter() - started
-        failed = Stopped("The call was given up") if call.cancelled() else call.exception()
-        outcomes = call.result() if failed is None else []
-        for at, entry in enumerate(taken):
+        self._idle += 1
+        for entry, outcome in zip(taken, outcomes, strict=True):
             if entry.future.done():
                 continue
-            outcome = failed or outcomes[at]
             if isinstance(outcome, BaseException):
                 entry.future.set_exception(outcome)
             else:
                 waited = started - entry.arrived
                 entry.future.set_result(Done(outcome, waited, ran, len(taken)))
+        if self._queue:
+            self._look()
 
-    def _loop_ended(self, task: asyncio.Task[None]) -> None:
-        """No entry outlives the loop: whoever waits gets an answer, whatever ended it."""
-        if not task.cancelled():
-            _log.critical("the batcher's loop died", exc_info=task.exception())
+    def _end(self) -> None:
+        """No entry outlives the batcher: whoever waits gets an answer, whatever ended it."""
         self._alive = False
         self._queue.clear()
         for entry in self._unresolved:
             self._leave(entry)
             if not entry.future.done():
                 entry.future.set_exception(Stopped("The batcher stopped"))
+
+
+def _expire(entry: _Entry[Any, Any]) -> None:
+    if not entry.future.done():
+        late = "The deadline passed before the score was there"
+        at: Stage = "model" if entry.taken else "queue"
+        entry.future.set_exception(DeadlineExceeded(late, at))

@@ -66,7 +66,7 @@ def read(body: bytes, schema: Schema) -> Ask:
 
 def write(asked: Ask, answer: Answer) -> bytes:
     """The answer of a binary request."""
-    unknown = np.flatnonzero(~answer.known).astype("<u4")
+    unknown = answer.unknown.astype("<u4")
     count, tasks = answer.probability.shape
     degraded, version = _DEGRADED[answer.degraded], answer.version
     header = (MAGIC, count, tasks, answer.history_length, version, degraded, len(unknown))

@@ -74,7 +74,7 @@ def write(asked: Ask, answer: Answer) -> bytes:
             **several,
             **answer.envelope(),
             "ctr": by_task[0],
-            "unknown": np.flatnonzero(~answer.known),
+            "unknown": answer.unknown,
             "timing_ms": answer.timing_ms,
         },
         option=orjson.OPT_SERIALIZE_NUMPY,

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,7 @@ _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
 _WARM_PAIRS = 100_000
+_LARGEST_EXPONENT = 700.0  # of e, in float64
 # An ONNX graph `y = Identity(x)`: shows whether the runtime really gets the device it offers.
 _IDENTITY = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
@@ -40,8 +40,7 @@ class EngineError(RuntimeError):
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """``logit`` [C, tasks]; ``weight`` [C, L] of each behaviour for each candidate if asked."""
 
     logit: Floats
@@ -131,10 +130,14 @@ class OnnxEngine:
         return True
 
 
-def expit(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """1 / (1 + exp(-logit)), without overflow."""
-    small = np.exp(-np.abs(logit))
-    return np.where(logit >= 0, 1.0, small) / (1.0 + small)
+def expit(logit: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """1 / (1 + exp(-logit)) in float64, without overflow."""
+    found: npt.NDArray[np.float64] = np.negative(logit, dtype=np.float64)
+    np.minimum(found, _LARGEST_EXPONENT, out=found)
+    np.exp(found, out=found)
+    found += 1.0
+    np.reciprocal(found, out=found)
+    return found
 
 
 def warm_up(engine: Engine, schema: Schema) -> None:

@@ -98,7 +98,7 @@ def event_routes(
         openapi_extra=document(EventBody | EventsBody, EventsAnswer),
     )
     async def post_events(request: Request) -> Response:
-        request_id(request)  # for what is logged on the way
+        request_id(request.scope)  # for what is logged on the way
         learnt = encoder()
         raws, alone = _events(await json_body(request, settings))
         with staged(request.scope, "redis"):
@@ -120,7 +120,7 @@ def event_routes(
         openapi_extra={"parameters": [_USER_ID], **document(None, ErasureAnswer)},
     )
     async def delete_user(request: Request) -> Response:
-        request_id(request)
+        request_id(request.scope)
         user = user_text(request.path_params["user_id"])
         version = registry.current
         gone = await events.erase(user, version.encoder.codec if version else None)

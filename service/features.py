@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from model.contract.history import HistoryCodec, HistoryError, Records, in_order
 from model.contract.schema import Schema
 from model.contract.store import history_key, layouts_key, profile_key
+from service.limit import Limit
 from store.node import Command
 from store.nodes import reach
 from store.url import StoreUrl
@@ -98,7 +99,6 @@ class BehaviourStore:
         self._prefix, self._timeout = prefix, timeout
         self.breaker, self._on_failure = breaker, on_failure
         self._redis = reach(StoreUrl.parse(url), limit=connections, connect_seconds=timeout)
-        self._leaving: set[asyncio.Task[list[Any]]] = set()
         self._codecs: dict[str, HistoryCodec] = {}
         self._described: set[bytes | str] = set()
         self._answered = False
@@ -131,8 +131,6 @@ class BehaviourStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._leaving:
-            await asyncio.wait(self._leaving)
         await self._redis.close()
 
     async def read(
@@ -153,14 +151,9 @@ class BehaviourStore:
         for each in layouts:
             key = history_key(self._prefix, user, each.layout)
             asked += [("STRLEN", key), ("GETRANGE", key, -schema.history_length * each.width, -1)]
-        asking = asyncio.create_task(self._redis.ask(profile_at, asked))
         try:
-            # Not asyncio.timeout: a client that is cancelled first closes its connection, which
-            # takes as long again when the other side hangs. Here it does so behind our back.
-            await asyncio.wait({asking}, timeout=max(0.0, given))
-            if not asking.done():
-                raise TimeoutError
-            answers = asking.result()
+            with Limit(max(0.0, given)):
+                answers = await self._redis.ask(profile_at, asked)
         except (RedisError, OSError, TimeoutError) as error:
             # A caller in too much of a hurry says nothing of the store, and must not shut it.
             if isinstance(error, TimeoutError) and given < self._timeout * _FAIR:
@@ -172,8 +165,6 @@ class BehaviourStore:
         except BaseException:
             self.breaker.left()
             raise
-        finally:
-            self._give_up(asking)
         self.breaker.succeeded()
         self._fine()
         profile, *rest = answers
@@ -212,19 +203,6 @@ class BehaviourStore:
         known from then on: the next version may have another one."""
         self._codecs.setdefault(codec.layout, codec)
         return [each for each in self._codecs.values() if each.layout != codec.layout] + [codec]
-
-    def _give_up(self, asking: asyncio.Task[list[Any]]) -> None:
-        """Cancel a read that no one waits for, and let it clean up."""
-        if asking.done():
-            return
-        asking.cancel()
-        self._leaving.add(asking)
-        asking.add_done_callback(self._left)
-
-    def _left(self, asking: asyncio.Task[list[Any]]) -> None:
-        self._leaving.discard(asking)
-        if not asking.cancelled():
-            asking.exception()  # seen, so that no one warns of it
 
     def _decode(
         self,

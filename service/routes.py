@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -13,8 +12,6 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, TypeAdapter
-from starlette.requests import ClientDisconnect
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.binary import BINARY
@@ -30,8 +27,9 @@ from service.errors import (
     Problem,
     Unavailable,
 )
+from service.limit import Limit
 from service.lineup import Lineup
-from service.problems import JSON, REQUEST_ID, json_response, request_id
+from service.problems import JSON, answer_to, header, json_response, request_id
 from service.readiness import Readiness
 from service.rows import ROWS, ScoreRequest, ScoreResponse
 from service.scorer import Scorer
@@ -55,35 +53,58 @@ _PROBLEMS = {
 }
 
 
-def score_routes(settings: Settings, scorer: Scorer, telemetry: Telemetry) -> list[Route]:
-    """The routes that answer with scores."""
+def score_endpoints(
+    settings: Settings, scorer: Scorer, telemetry: Telemetry
+) -> dict[str, ScoreEndpoint]:
+    """What answers with scores, by path."""
     endpoint = partial(ScoreEndpoint, settings, scorer, telemetry)
-    return [
-        Route("/score", endpoint(ROWS), methods=["POST"]),
-        Route("/score/columns", endpoint(COLUMNS, BINARY), methods=["POST"]),
-    ]
+    return {"/score": endpoint(ROWS), "/score/columns": endpoint(COLUMNS, BINARY)}
 
 
 class ScoreEndpoint:
-    """One score route as plain ASGI: FastAPI would look for parameters, and there are none."""
+    """One score route, an ASGI application of its own: what FastAPI and Starlette do for each
+    request costs more than to read it."""
 
     def __init__(
         self, settings: Settings, scorer: Scorer, telemetry: Telemetry, *forms: Form
     ) -> None:
-        self._settings, self._scorer, self._telemetry = settings, scorer, telemetry
-        self._forms = {form.media_type: form for form in forms}
+        self._settings, self._scorer = settings, scorer
+        self._count = partial(count_problem, telemetry)
+        self._seconds, self._answered = telemetry.request_seconds, telemetry.requests.labels("200")
+        self._forms = {form.media_type.encode(): form for form in forms}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
-        request = Request(scope, receive)
-        form = _form(request, self._forms)
-        body = await read_body(request, self._settings)
-        found = await self._scorer.score(form, body, request_id(request), started, trace_of(scope))
-        headers = {REQUEST_ID: request_id(request)}
-        response = Response(found, media_type=form.media_type, headers=headers)
-        self._telemetry.request_seconds.observe(perf_counter() - started)
-        self._telemetry.requests.labels("200").inc()
-        await response(scope, receive, send)
+        identity, trace = request_id(scope), trace_of(scope)
+        if trace is not None:
+            trace.route = scope["path"]
+        try:
+            kind = self._kind(scope)
+            body = await read_body(scope, receive, self._settings)
+            found = await self._scorer.score(self._forms[kind], body, identity, started, trace)
+        except Exception as error:
+            response = answer_to(error, Request(scope), self._count)
+            await response(scope, receive, send)
+            if not isinstance(error, Problem):
+                raise
+            return
+        self._seconds.observe(perf_counter() - started)
+        self._answered.inc()
+        headers = [
+            (b"x-request-id", identity.encode()),
+            (b"content-length", b"%d" % len(found)),
+            (b"content-type", kind),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": found})
+
+    def _kind(self, scope: Scope) -> bytes:
+        """The media type of the body's form. Raises `NotJson`."""
+        kind = header(scope, b"content-type")
+        if kind not in self._forms:
+            expected = (each.decode() for each in self._forms)
+            kind = _media_type(kind, *expected).encode()
+        return kind
 
 
 def count_problem(
@@ -100,7 +121,7 @@ def count_problem(
 
 
 def score_paths() -> dict[str, Any]:
-    """What /openapi.json says of `score_routes`."""
+    """What /openapi.json says of `score_endpoints`."""
     return {
         "/score": {
             "post": {
@@ -165,14 +186,10 @@ def _beside(lineup: Lineup | None) -> dict[str, Any]:
     }
 
 
-def _form(request: Request, forms: Mapping[str, Form]) -> Form:
-    """The form that the Content-Type names; JSON without one. Raises `NotJson`."""
-    return forms[_media_type(request, *forms)]
-
-
-def _media_type(request: Request, *expected: str) -> str:
+def _media_type(declared: bytes | None, *expected: str) -> str:
     """That of the body, JSON without one. Raises `NotJson` for none of those expected."""
-    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    text = JSON if declared is None else declared.decode("latin-1")
+    kind = text.partition(";")[0].strip().lower()
     if kind.startswith("application/") and kind.endswith("+json"):
         kind = JSON
     if kind not in expected:
@@ -182,30 +199,35 @@ def _media_type(request: Request, *expected: str) -> str:
 
 async def json_body(request: Request, settings: Settings) -> Any:
     """The value of a JSON body. Raises `NotJson` and what `read_body` and `read_json` raise."""
-    _media_type(request, JSON)
-    return read_json(await read_body(request, settings))
+    _media_type(header(request.scope, b"content-type"), JSON)
+    return read_json(await read_body(request.scope, request.receive, settings))
 
 
-async def read_body(request: Request, settings: Settings) -> bytes:
-    """The whole body. Raises `BodyTooLarge` and `BodyTimeout`."""
+async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
+    """The whole body. Raises `BodyTooLarge`, `BodyTimeout` and `Malformed`."""
     limit = settings.max_body_bytes
-    too_large = BodyTooLarge(f"A body has at most {limit} bytes", "body")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:19]) > limit:
-        raise too_large
-    chunks, size = [], 0
+    declared = header(scope, b"content-length") or b""
+    if declared.isdigit() and int(declared[:19]) > limit:
+        raise _too_large(limit)
+    chunks, size, more = [], 0, True
     try:
-        async with asyncio.timeout(settings.body_timeout_seconds):
-            async for chunk in request.stream():
-                size += len(chunk)
+        with Limit(settings.body_timeout_seconds):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Malformed("The body ended early", "body")
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                more = message.get("more_body", False)
                 if size > limit:
-                    raise too_large
-                chunks.append(chunk)
+                    raise _too_large(limit)
     except TimeoutError:
         raise BodyTimeout("The body did not arrive in time", "body") from None
-    except ClientDisconnect:
-        raise Malformed("The body ended early", "body") from None
     return b"".join(chunks)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"A body has at most {limit} bytes", "body")
 
 
 def document(

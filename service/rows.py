@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from operator import itemgetter
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from model.contract.ids import Keys
 from model.contract.schema import Schema
 from service.wire import (
     ID_SCHEMA,
@@ -24,7 +30,12 @@ from service.wire import (
 )
 
 MAX_EXPLAIN = 20
-_KNOWN, _UNKNOWN = "known", "unknown_item"
+Column = bytes | Iterable[bytes]
+"""What is the same in all rows, or the text of each."""
+
+_KNOWN, _UNKNOWN = b',"status":"known"', b',"status":"unknown_item"'
+_OWN = frozenset({"item_id", "ctr", "status"})
+_ITEM_ID = itemgetter("item_id")
 
 _CANDIDATE_SCHEMA = {
     "description": "an item id, or an object with it and any item and ad fields of the schema",
@@ -84,6 +95,10 @@ def read(body: bytes, schema: Schema) -> Ask:
     request = parse(body, ScoreRequest)
     shared = envelope(request, schema)
     candidates = request.candidates
+    with suppress(TypeError, KeyError):  # most often each is an object of nothing but an id
+        ids = list(map(_ITEM_ID, candidates))
+        if max(map(len, candidates)) == 1:
+            return Ask(**shared, candidates=ids, explain=request.explain)
     found = known_in_all(candidates, names(schema, "item", "ad"), "candidates")
     return Ask(
         **shared,
@@ -98,36 +113,74 @@ def read(body: bytes, schema: Schema) -> Ask:
 
 
 def write(asked: Ask, answer: Answer) -> bytes:
-    """The body of a `ScoreResponse`: `ctr` is the first task, several go by their names too."""
-    columns = answer.probability.T.tolist()
-    scores: list[dict[str, Any]] = [
-        {"item_id": item, "ctr": value, "status": _KNOWN if is_known else _UNKNOWN}
-        for item, value, is_known in zip(
-            asked.candidates, columns[0], answer.known.tolist(), strict=True
-        )
-    ]
-    for name, values in zip(answer.tasks, columns, strict=True) if len(columns) > 1 else ():
-        for score, value in zip(scores, values, strict=True):
-            score.setdefault(name, value)
+    """The body of a `ScoreResponse`: `ctr` is the first task, several go by their names too.
+
+    The scores are put together as text: objects would cost more, with reasons twice as much.
+    """
+    first, *several = (_numbers(of_task) for of_task in answer.probability.T)
+    status: Column = _KNOWN
+    if len(answer.unknown):
+        status = [_KNOWN] * len(asked.candidates)
+        for at in answer.unknown.tolist():
+            status[at] = _UNKNOWN
+    row: list[Column] = [*_begun(asked.candidates), b',"ctr":', first, status]
+    for name, column in zip(answer.tasks, (first, *several), strict=True) if several else ():
+        if name not in _OWN:
+            row += [b"," + orjson.dumps(name) + b":", column]
     if answer.because is not None:
-        for score, reasons in zip(scores, _reasons(answer.because), strict=True):
-            score["because"] = reasons
-    return orjson.dumps({**answer.envelope(), "scores": scores, "timing_ms": answer.timing_ms})
+        row += _reasons(answer.because)
+    scores = b"[" + _in_rows([*row, b"},"], len(asked.candidates))[:-1] + b"]"
+    return orjson.dumps(
+        {
+            **answer.envelope(),
+            "scores": orjson.Fragment(scores),
+            "timing_ms": answer.timing_ms,
+        }
+    )
 
 
-def _reasons(because: Because) -> list[orjson.Fragment]:
-    """The list of each candidate as JSON, all written at once: objects would cost twice as much."""
-    count, top = because.weight.shape
-    if not top:
-        return [orjson.Fragment(b"[]")] * count
-    weights = orjson.dumps(because.weight.ravel(), option=orjson.OPT_SERIALIZE_NUMPY).decode()
-    names = {at: orjson.dumps(name).decode() for at, name in because.names.items()}
-    values: list[str] = [""] * (2 * count * top)
-    values[::2] = map(names.__getitem__, because.behaviour.ravel().tolist())
-    values[1::2] = weights[1:-1].split(",")
-    one = "[" + ",".join(['{"item_id":%s,"weight":%s}'] * top) + "]"
-    lines = "\n".join([one] * count) % tuple(values)  # JSON text holds no line's end
-    return [orjson.Fragment(line) for line in lines.split("\n")]
+def _begun(ids: Sequence[Any] | Keys) -> list[Column]:
+    """The parts that begin each candidate."""
+    text = orjson.dumps(ids)
+    found = text.split(b'"')[1::2]
+    if len(found) == len(ids) and b"\\" not in text:  # all are text, and nothing is escaped
+        return [b'{"item_id":"', found, b'"']
+    return [b'{"item_id":', map(orjson.dumps, ids)]
+
+
+def _reasons(because: Because) -> list[Column]:
+    """The parts of each candidate's list of reasons."""
+    named = {at: orjson.dumps(name) for at, name in because.names.items()}
+    parts: list[Column] = []
+    for places, weights in zip(because.behaviour.T, because.weight.T, strict=True):
+        parts += [
+            b'},{"item_id":' if parts else b',"because":[{"item_id":',
+            map(named.__getitem__, places.tolist()),
+            b',"weight":',
+            _numbers(weights),
+        ]
+    return [*parts, b"}]"] if parts else [b',"because":[]']
+
+
+def _numbers(values: npt.NDArray[np.floating]) -> list[bytes]:
+    """Each of [n >= 1] numbers as JSON."""
+    text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
+    return text[1:-1].split(b",")
+
+
+def _in_rows(parts: Sequence[Column], count: int) -> bytes:
+    """Row by row, what all rows have and what is each row's own."""
+    row, own = [b""], []
+    for part in parts:
+        if isinstance(part, bytes):
+            row[-1] += part
+        else:
+            own.append((len(row), part))
+            row += [b"", b""]
+    cells = row * count
+    for at, column in own:
+        cells[at :: len(row)] = column
+    return b"".join(cells)
 
 
 ROWS = Form("application/json", read, write)

@@ -68,7 +68,7 @@ class Noted:
             context=dict(request.context),
             columns=_columns(asked),
             rows=digests(self.batch, schema),
-            unknown=np.flatnonzero(~answer.known).tolist(),
+            unknown=answer.unknown.tolist(),
             degraded=answer.degraded,
         )
 
@@ -76,8 +76,7 @@ class Noted:
 def _names(candidates: Sequence[Any] | npt.NDArray[Any], catalogue: Catalogue) -> list[str | None]:
     if not isinstance(candidates, np.ndarray):
         return [id_text(each, "item_id") for each in candidates]
-    places = catalogue.find(candidates).tolist()
-    return [catalogue.name(place) if place >= 0 else None for place in places]
+    return catalogue.names_of(candidates)
 
 
 def _columns(asked: Ask) -> Mapping[str, Sequence[Any]]:
@@ -117,7 +116,7 @@ class ScoreLog:
 
     def wants(self, request_id: str) -> bool:
         """Whether a request is among those to be logged."""
-        return place(_LOGGED, request_id) < self._share
+        return self._share > 0 and place(_LOGGED, request_id) < self._share
 
     def add(self, noted: Noted) -> None:
         """Log an answer soon."""

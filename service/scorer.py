@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from time import perf_counter, time
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +35,12 @@ Result = TypeVar("Result")
 
 # Above this many bytes a body is read and encoded in a thread: it takes milliseconds.
 INLINE_BYTES = 32_768
+_PLACE_BITS = 32
 _TOO_LATE = "The deadline passed before the model could run"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
+class Job(NamedTuple):
     """An encoded request for one version, and what it was encoded from."""
 
     version: Version
@@ -54,8 +53,7 @@ class Job:
         return int(self.batch.history.shape[1])
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
+class Call(NamedTuple):
     """A request as it came, and the versions that were in service then."""
 
     form: Form
@@ -78,6 +76,9 @@ def run(jobs: Sequence[Job]) -> list[Scores]:
     scores = jobs[0].version.engine.run(
         merge([job.batch for job in jobs]), weight=any(job.explain for job in jobs)
     )
+    if len(jobs) == 1:
+        weight = scores.weight
+        return [Scores(scores.logit, None if weight is None else weight[:, : jobs[0].behaviours])]
     ends = np.cumsum([job.batch.candidates for job in jobs])[:-1]
     logits = np.split(scores.logit, ends)
     if scores.weight is None:
@@ -107,6 +108,7 @@ class Scorer:
         self._registry, self._store, self._batcher, self._log = registry, store, batcher, log
         self._recorded, self._shadow = recorded, shadow
         self._telemetry, self._timeout_ms = telemetry, timeout_ms
+        self._outcomes = cache(telemetry.by_label.labels)  # to look up is no cheaper than to count
 
     async def score(
         self,
@@ -161,7 +163,7 @@ class Scorer:
 
     def _report(self, call: Call, version: Version, *, failed: bool) -> None:
         label = "stable" if version is call.lineup.stable else "canary"
-        self._telemetry.by_label.labels(label, "failed" if failed else "answered").inc()
+        self._outcomes(label, "failed" if failed else "answered").inc()
         self._registry.report(version, failed=failed)
 
     async def _answer(self, call: Call, asked: Ask, version: Version) -> bytes:
@@ -182,7 +184,8 @@ class Scorer:
         done = await self._run(call, job, deadline)
         self._telemetry.store_seconds.observe(encoding - asking)
         self._telemetry.encode_seconds.observe(encoded - encoding)
-        self._count(known, stored, done, behaviours=job.behaviours)
+        unknown = np.flatnonzero(~known)
+        self._count(job, len(unknown), stored, done)
         total = perf_counter() - call.started
         answer = Answer(
             request_id=call.request_id,
@@ -191,8 +194,8 @@ class Scorer:
             history_length=job.behaviours,
             degraded=stored.degraded,
             tasks=version.schema.tasks,
-            probability=expit(done.answer.logit.astype(np.float64)),
-            known=known,
+            probability=expit(done.answer.logit),
+            unknown=unknown,
             because=_because(asked, version, stored.history, done.answer.weight),
             timing_ms={
                 "store": round((encoding - asking) * 1e3, 3),
@@ -245,20 +248,12 @@ class Scorer:
             call.trace.stage("redis", asking, perf_counter(), found.degraded)
         return found
 
-    def _count(
-        self,
-        known: npt.NDArray[np.bool_],
-        stored: Stored,
-        done: Done[Scores],
-        *,
-        behaviours: int,
-    ) -> None:
+    def _count(self, job: Job, unknown: int, stored: Stored, done: Done[Scores]) -> None:
         telemetry = self._telemetry
-        telemetry.candidates.observe(len(known))
-        telemetry.history_length.observe(behaviours)
+        telemetry.candidates.observe(job.batch.candidates)
+        telemetry.history_length.observe(job.behaviours)
         telemetry.queue_seconds.observe(done.queue_seconds)
         telemetry.model_seconds.observe(done.run_seconds)
-        unknown = len(known) - int(known.sum())
         if unknown:
             telemetry.unknown_items.inc(unknown)
         if stored.degraded:
@@ -293,16 +288,19 @@ def _because(
         return None
     if weight is None:
         weight = np.zeros((len(asked.candidates), 0), np.float32)
-    top = min(asked.explain, weight.shape[1])
-    left, each = np.abs(weight), np.arange(len(weight))
-    chosen = np.empty((len(weight), top), np.int64)
-    for place in range(top):  # a few passes cost less than a partition and a sort of each row
-        chosen[:, place] = left.argmax(axis=1)
-        left[each, chosen[:, place]] = -1
-    used = np.zeros(weight.shape[1], np.bool_)
-    used[chosen] = True
-    named = _names(asked, version, records, np.flatnonzero(used))
-    return Because(chosen, np.take_along_axis(weight, chosen, axis=1), named)
+    count, length = weight.shape
+    # A number for each weight, to be sorted: its magnitude's bits, then its place from the end.
+    ranked = np.abs(weight).view(np.uint32).astype(np.uint64)
+    ranked <<= _PLACE_BITS
+    ranked |= np.arange(length - 1, -1, -1, dtype=np.uint64)
+    ranked.sort(axis=1)
+    largest = ranked[:, length - min(asked.explain, length) :][:, ::-1].astype(np.uint32)
+    places = length - 1 - largest.astype(np.int64)
+    first = np.arange(count)[:, None] * length  # of each candidate's weights
+    chosen = weight.reshape(-1).take(places + first)
+    used = np.zeros(length, np.bool_)
+    used[places] = True
+    return Because(places, chosen, _names(asked, version, records, np.flatnonzero(used)))
 
 
 def _names(
@@ -314,8 +312,5 @@ def _names(
         in_time = sorted(asked.history, key=lambda behaviour: int(behaviour["ts"]))[-length:]
         return {at: in_time[at]["item_id"] for at in positions.tolist()}
     catalogue = version.encoder.catalogue
-    found = catalogue.find(recent(records, length)["item_id"][positions])
-    return {
-        at: catalogue.name(place) if place >= 0 else None
-        for at, place in zip(positions.tolist(), found.tolist(), strict=True)
-    }
+    found = catalogue.names_of(recent(records, length)["item_id"][positions])
+    return dict(zip(positions.tolist(), found, strict=True))

@@ -91,7 +91,7 @@ class Shadow:
             codec = version.encoder.codec
             history = codec.convert(stored.history, answered.encoder.codec)
             batch = encode(asked, replace(stored, history=history), version.encoder).batch
-            found = expit(version.engine.run(batch).logit[:, 0].astype(np.float64))
+            found = expit(version.engine.run(batch).logit[:, 0])
             theirs = probability[:, 0]
             difference = np.abs(found - theirs)
             telemetry.shadow_mean.observe(float(difference.mean()))

@@ -79,6 +79,8 @@ class Trace:
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
+        self.route: str | None = None
+        """The route's template, where no router knows it."""
         self._tracer, self._scope = tracer, scope
         self._clock = time_ns() - int(perf_counter() * 1e9)
         self._span = tracer.start_span(
@@ -123,7 +125,7 @@ class Trace:
 
     def ended(self, error: BaseException | None) -> None:
         """The answer is sent, or ``error`` came before that."""
-        route = _route(self._scope)
+        route = self.route or _route(self._scope)
         if route is not None:
             self._span.update_name(f"{self._scope['method']} {route}")
             self._span.set_attribute("http.route", route)

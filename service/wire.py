@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -116,8 +116,7 @@ class Ask:
     timeout_ms: int | None = None
 
 
-@dataclass(frozen=True)
-class Because:
+class Because(NamedTuple):
     """Why each candidate got its score: positions [C, top] of behaviours in the history that was
     looked at, their attention weights [C, top], and the raw item ids by position, None where only
     an unknown key is stored."""
@@ -127,8 +126,7 @@ class Because:
     names: Mapping[int, str | int | None]
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What a form writes down."""
 
     request_id: str
@@ -138,7 +136,7 @@ class Answer:
     degraded: str | None
     tasks: Sequence[str]
     probability: npt.NDArray[np.float64]  # [C, tasks]
-    known: npt.NDArray[np.bool_]  # [C]
+    unknown: npt.NDArray[np.int64]  # positions [K] of candidates that the model does not know
     because: Because | None
     timing_ms: Mapping[str, float]
 
@@ -259,7 +257,8 @@ def envelope(request: Envelope, schema: Schema) -> dict[str, Any]:
     if history is not None and not all(isinstance(each, dict) for each in history):
         at = next(at for at, each in enumerate(history) if not isinstance(each, dict))
         raise Invalid("Expected an object with item_id and ts", f"history[{at}]")
-    known_in_all(history or (), names(schema, "behaviour") | {"item_id", "ts"}, "history")
+    if history:
+        known_in_all(history, names(schema, "behaviour") | {"item_id", "ts"}, "history")
     return {
         "user": user_text(request.user_id),
         "overrides": request.user,
@@ -279,7 +278,7 @@ def user_text(value: Any) -> str:
 
 def names(schema: Schema, *groups: Group) -> frozenset[str]:
     """The names of the schema's fields in some groups."""
-    return frozenset(each.name for group in groups for each in schema.group(group))
+    return frozenset().union(*(schema.names[group] for group in groups))
 
 
 def known_in_all(values: Sequence[Any], known: frozenset[str], where: str) -> frozenset[str]:

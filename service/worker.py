@@ -44,6 +44,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
         "timeout_keep_alive": settings.keep_alive_seconds,
         "timeout_graceful_shutdown": answer_seconds(settings),
         "server_header": False,
+        "proxy_headers": settings.traces is not None,  # nothing else says how a caller came here
     }
 
 

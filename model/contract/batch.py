@@ -73,10 +73,15 @@ class Batch:
 
         Raises ValueError when the candidates of a user do not all see history[:length].
         """
+        if self.users == 1 and self.candidates:
+            length = self.stop[:1]
+            if self.start.any() or (self.stop != length).any():
+                raise _not_whole()
+            return length
         length = np.zeros(self.users, np.int64)
         length[self.owner] = self.stop
         if self.start.any() or (length[self.owner] != self.stop).any():
-            raise ValueError("start, stop: a user's candidates must all see its whole history")
+            raise _not_whole()
         return length
 
     def grid(self) -> tuple[Ints, Ints]:
@@ -98,6 +103,10 @@ class Batch:
         grid = np.zeros(self.users * slots, np.int64)
         grid[place] = np.arange(self.candidates)
         return grid.reshape(self.users, slots), place
+
+
+def _not_whole() -> ValueError:
+    return ValueError("start, stop: a user's candidates must all see its whole history")
 
 
 def merge(batches: Sequence[Batch]) -> Batch:

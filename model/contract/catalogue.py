@@ -74,17 +74,23 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def find(self, keys: Keys) -> Rows:
-        """Position of each key [n], -1 where the item is unknown."""
+    def find(self, keys: Keys) -> tuple[Rows, npt.NDArray[np.bool_]]:
+        """Position of each key [n], which says nothing where the item is unknown, and whether it is
+        known."""
+        at = self.keys.searchsorted(keys)
         if not len(self.keys):
-            return np.full(len(keys), -1)
-        at = np.searchsorted(self.keys, keys)
-        at[at == len(self.keys)] = 0
-        return np.where(self.keys[at] == keys, at, -1)
+            return at, np.zeros(len(keys), np.bool_)
+        return at, self.keys.take(at, mode="clip") == keys
 
-    def name(self, position: int) -> str:
-        """The raw id of the item at a position. Raises IndexError where there is none, as at -1."""
-        if not 0 <= position < len(self):
-            raise IndexError(f"no item at {position}")
-        begin = int(self.ends[position - 1]) if position else 0
-        return bytes(self.names[begin : int(self.ends[position])]).decode()
+    def names_of(self, keys: Keys) -> list[str | None]:
+        """The raw id of each key [n], None where the item is unknown."""
+        at, known = self.find(keys)
+        at = np.where(known, at, 0)
+        if not known.any():
+            return [None] * len(keys)
+        begins = np.where(at > 0, self.ends.take(at - 1, mode="wrap"), 0)
+        places = zip(begins.tolist(), self.ends.take(at).tolist(), known.tolist(), strict=True)
+        text = self.names.data
+        return [
+            str(text[begin:end], "utf-8") if is_known else None for begin, end, is_known in places
+        ]

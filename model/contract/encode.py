@@ -22,7 +22,18 @@ import numpy.typing as npt
 from model.contract.batch import Batch
 from model.contract.catalogue import Catalogue
 from model.contract.history import HistoryCodec, Records, recent
-from model.contract.ids import FIRST, MISSING, PAD, Buckets, Keys, Rows, Table, Vocabulary, keys
+from model.contract.ids import (
+    FIRST,
+    MISSING,
+    PAD,
+    Buckets,
+    Keys,
+    Rows,
+    Table,
+    Vocabulary,
+    keys,
+    keys_of_bytes,
+)
 from model.contract.schema import GROUPS, Field, Group, Schema
 
 Given = Mapping[str, Any]
@@ -110,11 +121,12 @@ def timestamp(value: Any, field: str, index: int = 0) -> int:
 
 def id_keys(field: Field, values: Sequence[Any]) -> Keys:
     """Keys [n] of a category's raw values; None is missing. Raises `FieldError`."""
-    if set(map(type, values)) == {str}:  # the common case, without a call per id
-        lengths = set(map(len, values))
-        if min(lengths) > 0 and max(lengths) <= MAX_ID_CHARACTERS:
-            with suppress(UnicodeEncodeError):  # which one it is, is found below
-                return keys(values)
+    # The common case without a call per id; which one is at fault, is found below.
+    with suppress(TypeError, UnicodeEncodeError):
+        texts = list(map(str.encode, values))
+        lengths = set(map(len, texts))
+        if 0 not in lengths and max(lengths, default=0) <= MAX_ID_CHARACTERS:
+            return keys_of_bytes(texts)
     found = keys(
         id_text(value, field.name, at) for at, value in enumerate(values) if value is not None
     )
@@ -159,14 +171,10 @@ class Request:
 class Encoder:
     """Raw values to rows for one model version: its schema, tables and catalogue."""
 
-    REMEMBERED = 250_000
-    """Candidates whose place in the catalogue is kept by id, some 150 bytes each."""
-
     def __init__(self, schema: Schema, tables: Mapping[str, Table], catalogue: Catalogue) -> None:
         self.schema, self.tables, self.catalogue = schema, tables, catalogue
         self.codec = HistoryCodec.of(schema)
         self._widths = {group: schema.width(group) for group in GROUPS}
-        self._places: dict[str, int] = {}
         self._placed = {
             group: list(zip(schema.group(group), schema.columns(group).values(), strict=True))
             for group in GROUPS
@@ -201,40 +209,23 @@ class Encoder:
         An unknown item keeps what its id alone gives (OOV, or its hash row); its other fields are
         missing.
         """
-        at = self.catalogue.find(keys)
-        known = at >= 0
+        at, known = self.catalogue.find(keys)
         if known.all():
-            return self.catalogue.rows[at].astype(np.int64), known
+            return self.catalogue.rows.take(at, axis=0).astype(np.int64), known
         rows = np.full((len(keys), self._widths["item"]), PAD, np.int64)
         rows[known] = self.catalogue.rows[at[known]]
         rows[~known, 0] = self.tables[self.schema.item[0].table].rows(keys[~known])
         return rows, known
 
     def candidates(self, ids: Sequence[Any] | Keys) -> tuple[Rows, npt.NDArray[np.bool_]]:
-        """`items` by raw ids or keys. Raises `FieldError`.
-
-        Hashing is most of the work, so the places of known ids are remembered.
-        """
-        if isinstance(ids, np.ndarray):
-            return self.items(ids)
-        try:  # only text is remembered: 1, 1.0 and True are one key of a dict, but not one id
-            at = np.fromiter(map(self._places.get, ids), np.int64, len(ids))
-        except TypeError:  # one that is not remembered, or no id at all
-            found, known = self.items(keys := self._item_keys(ids))
-            if known.all():
-                self._remember(ids, self.catalogue.find(keys))
-            return found, known
-        return self.catalogue.rows[at].astype(np.int64), np.ones(len(at), np.bool_)
-
-    def _remember(self, ids: Sequence[Any], at: npt.NDArray[np.int64]) -> None:
-        if len(self._places) + len(ids) > self.REMEMBERED:
-            self._places.clear()
-        places = zip(ids, at.tolist(), strict=True)
-        self._places.update((each, place) for each, place in places if type(each) is str)
+        """`items` by raw ids or keys. Raises `FieldError`."""
+        return self.items(ids if isinstance(ids, np.ndarray) else self._item_keys(ids))
 
     def behaviours(self, records: Records) -> Rows:
         """Rows [L, F_item + F_behaviour] of a history."""
         rows, _ = self.items(records["item_id"])
+        if not self.schema.behaviour:
+            return rows
         extra = [
             self.tables[f.table].rows(np.ascontiguousarray(records[f.name]).view(np.uint64))
             for f in self.schema.behaviour
@@ -262,7 +253,7 @@ class Encoder:
         count = len(request.candidates)
         if request.given and len(request.given) != count:
             raise FieldError("given", f"none or one entry for each of {count} candidates")
-        ad = np.full((count, self._widths["ad"]), PAD, np.int64)
+        ad = np.zeros((count, self._widths["ad"]), np.int64)  # PAD
         try:
             item, known = self.candidates(request.candidates)
             for rows, placed in ((item, self._placed["item"][1:]), (ad, self._placed["ad"])):
@@ -279,7 +270,7 @@ class Encoder:
             user=self._one("user", request.user),
             item=item,
             ad=ad,
-            context=np.repeat(context, count, axis=0),
+            context=context.repeat(count, axis=0),
             owner=zeros,
             start=zeros,
             stop=zeros + len(history),
@@ -318,7 +309,7 @@ class Encoder:
 
     def _one(self, group: Group, values: Given) -> Rows:
         """Rows [1, F_group] of a request's user or context fields."""
-        rows = np.full((1, self._widths[group]), PAD, np.int64)
+        rows = np.zeros((1, self._widths[group]), np.int64)  # PAD
         for each, columns in self._placed[group]:
             value = values.get(each.name)
             if value is not None:

@@ -35,9 +35,13 @@ def key(text: str) -> int:
 
 def keys(texts: Iterable[str]) -> Keys:
     """Stable keys of many ids, uint64 [n]. Raises UnicodeEncodeError for a lone surrogate."""
-    found = np.fromiter(map(xxh3_64_intdigest, map(str.encode, texts)), np.uint64)
-    found[found == MISSING] = 1
-    return found
+    return keys_of_bytes(list(map(str.encode, texts)))
+
+
+def keys_of_bytes(texts: Sequence[bytes]) -> Keys:
+    """The same of UTF-8."""
+    found = np.fromiter(map(xxh3_64_intdigest, texts), np.uint64, len(texts))
+    return np.maximum(found, 1, out=found)  # 0 says missing
 
 
 class Table(Protocol):

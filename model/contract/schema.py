@@ -128,6 +128,11 @@ class Schema:
         return found
 
     @cached_property
+    def names(self) -> dict[Group, frozenset[str]]:
+        """The names of each group's fields."""
+        return {group: frozenset(each.name for each in self.group(group)) for group in GROUPS}
+
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of everything that decides what the arrays mean; 16 hex digits."""
         body = json.dumps(_plain(self), sort_keys=True, ensure_ascii=False)

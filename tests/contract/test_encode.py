@@ -275,27 +275,21 @@ def test_candidates_are_encoded_alone_as_together(encoder: Encoder, data: st.Dat
         assert alone_known[0] == known[at]
 
 
-@given(st.lists(st.lists(st.sampled_from(["i1", "i2", "nobody", "7", 7, "i40"]), max_size=5)))
-def test_remembered_candidates_are_the_items(
-    encoder: Encoder, several: list[list[str | int]]
-) -> None:
-    """Whatever was asked before, raw ids give the rows of their keys; a few are remembered."""
-    fresh = Encoder(encoder.schema, encoder.tables, encoder.catalogue)
-    fresh.REMEMBERED = 3  # type: ignore[misc]
-    for ids in several:
-        rows, known = fresh.candidates(ids)
-        expected, expected_known = encoder.items(keys([str(each) for each in ids]))
-        assert np.array_equal(rows, expected)
-        assert np.array_equal(known, expected_known)
+@given(st.lists(st.sampled_from(["i1", "i2", "nobody", "7", 7, "i40", "é"]), max_size=9))
+def test_candidates_are_the_items_of_their_keys(encoder: Encoder, ids: list[str | int]) -> None:
+    """Text, integers and both together give the rows of their keys."""
+    rows, known = encoder.candidates(ids)
+    expected, expected_known = encoder.items(keys([str(each) for each in ids]))
+    assert np.array_equal(rows, expected)
+    assert np.array_equal(known, expected_known)
 
 
-@pytest.mark.parametrize("bad", [None, True, 1.0, ["i1"], ""])
-def test_what_equals_a_remembered_id_is_not_one(encoder: Encoder, bad: Any) -> None:
-    """A dictionary takes True and 1.0 for 1; an id is text or an integer."""
-    fresh = Encoder(encoder.schema, encoder.tables, encoder.catalogue)
-    fresh.candidates(["i1", "i2"])
-    with pytest.raises(FieldError):
-        fresh.candidates(["i1", bad])
+@pytest.mark.parametrize("bad", [None, True, 1.0, ["i1"], "", "x" * 257, "\ud800"])
+def test_what_is_no_id_is_refused_among_ids(encoder: Encoder, bad: Any) -> None:
+    """An id is text of 1 to 256 characters or an integer; the error knows which one is not."""
+    with pytest.raises(FieldError) as refused:
+        encoder.candidates(["i1", bad, "i2"])
+    assert refused.value.index == 1
 
 
 def offline(encoder: Encoder, rows: Sequence[dict[str, Any]], group: str) -> np.ndarray:

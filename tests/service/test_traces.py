@@ -208,6 +208,16 @@ def test_what_goes_wrong_is_an_error_of_its_span(
     assert "ads" in {each["service.name"] for each in collector.resources}
 
 
+def test_a_body_that_is_not_read_has_its_route(traced: Service, collector: Collector) -> None:
+    """The span knows where a request went, though nothing of it was looked at."""
+    headers = {"X-Request-ID": "unread", "Content-Type": "text/plain"}
+    answer = traced.client.post("/score/columns", content=b"x", headers=headers)
+    assert answer.status_code == 415
+    [span] = collector.of("unread").values()
+    assert span.name == "POST /score/columns"
+    assert attributes(span)["http.route"] == "/score/columns"
+
+
 def test_a_collector_that_hangs_holds_nothing_up(repository: Path, tmp_path: Path) -> None:
     """Requests are answered, and the service ends in order, though nobody takes its spans."""
     with listening(deaf=True) as deaf:

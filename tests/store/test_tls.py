@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 from redis.exceptions import ConnectionError, RedisError
 
 from store.blocking import Clients
@@ -32,7 +33,8 @@ def secured(
 
 
 def answers(url: str) -> None:
-    """Ask, in both ways. Raises what that raises."""
+    """Ask, in both ways, the first in the event loop of a service and in Python's own. Raises what
+    that raises."""
     found = StoreUrl.parse(url)
 
     async def scenario() -> None:
@@ -43,6 +45,7 @@ def answers(url: str) -> None:
             await store.close()
 
     with Clients(found, 5) as clients:
+        uvloop.run(scenario())
         asyncio.run(scenario())
         clients.of("k").ping()
 

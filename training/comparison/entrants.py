@@ -90,8 +90,9 @@ def choose(specs: Sequence[Spec], baseline: str | None) -> str:
 def enter(data: Path, texts: Sequence[str], baseline: str | None, given: Sequence[str]) -> Lineup:
     """All entrants with their settings: the recipe's, over it ``given``, over that their own.
 
-    What is ``given`` is for the models that have that option, one at least. Models that can't be made for the schema are refused where they were asked for, else left out.
-    Raises `EntrantError`, and `SchemaError` where there are no prepared logs.
+    What is ``given`` is for the models that have that option, one at least. Models that can't be
+    made for the schema are refused where they were asked for, else left out. Raises
+    `EntrantError`, and `SchemaError` where there are no prepared logs.
     """
     specs = read(texts)
     choose(specs, baseline)
