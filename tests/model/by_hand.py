@@ -5,29 +5,24 @@ Weights are those of a network, copied out by name; none of its code is called.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from model.contract.batch import Batch
 from model.network import Network
+from tests.model.interest_by_hand import activated
 
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A network's weights, in float64."""
-
-    arrays: dict[str, Floats]
+class Weights(dict[str, Floats]):
+    """A network's weights by name, in float64."""
 
     @classmethod
     def of(cls, network: Network) -> Weights:
         return cls({name: value.numpy().copy() for name, value in network.state_dict().items()})
-
-    def __getitem__(self, name: str) -> Floats:
-        return self.arrays[name]
 
     def row(self, prefix: str, table: str, at: int) -> Floats:
         """One row of a table; that of padding is zero."""
@@ -105,9 +100,19 @@ def linear(w: Weights, prefix: str, batch: Batch, c: int, mean: bool) -> Floats:
     return found
 
 
-def mlp(w: Weights, x: Floats) -> Floats:
-    """The head of `nets.SMALL`: one layer with PReLU, then the logits."""
-    s = w["head.layers.0.weight"] @ x + w["head.layers.0.bias"]
-    s = np.where(s > 0, s, w["head.layers.1.alpha"] * s)
-    found: Floats = w["head.layers.3.weight"] @ s + w["head.layers.3.bias"]
-    return found
+def mlp(
+    w: Mapping[str, Floats],
+    x: Floats,
+    name: str = "head",
+    kind: str = "prelu",
+    last: bool = False,
+) -> Floats:
+    """Linear layers, an activation between them, and one behind the last too where ``last``."""
+    at = 0
+    while (weight := w.get(f"{name}.layers.{at}.weight")) is not None:
+        x = weight @ x + w[f"{name}.layers.{at}.bias"]
+        if last or f"{name}.layers.{at + 3}.weight" in w:
+            x = activated(w, f"{name}.layers.{at + 1}", kind, x)
+        at += 3  # the layer, its activation, its dropout
+    assert at
+    return x

@@ -13,6 +13,7 @@ from tests.model.test_networks import interest_of
 
 Array = np.ndarray
 Weights = Mapping[str, Array]
+Formula = Callable[[Weights, Array, Array], Array]
 
 
 def weights(network: Network) -> Weights:
@@ -31,6 +32,20 @@ def softmax(x: Array) -> Array:
     return np.exp(x) / np.exp(x).sum()
 
 
+def activated(of: Weights, name: str, kind: str, s: Array) -> Array:
+    """Equations 8 and 9 for an activation with the running statistics of inference."""
+    match kind:
+        case "sigmoid":
+            return sigmoid(s)
+        case "relu":
+            return np.where(s > 0, s, 0)
+        case "prelu":
+            return np.where(s > 0, s, of[f"{name}.alpha"] * s)
+    deviation = np.sqrt(of[f"{name}.norm.running_var"] + 1e-8)
+    p = sigmoid((s - of[f"{name}.norm.running_mean"]) / deviation)
+    return p * s + (1 - p) * of[f"{name}.alpha"] * s
+
+
 def item(of: Weights, row: Array) -> Array:
     """The vector of an item: its id's row beside the mean of its genres' (D,)."""
     genres = [of["embeddings.tables.genre.weight"][at] for at in row[1:4] if at]
@@ -44,18 +59,23 @@ def behaviour(of: Weights, row: Array) -> Array:
     return item(of, row) * (1 + both[:6]) + both[6:]
 
 
-def holds(
-    network: Network, batch: Batch, formula: Callable[[Weights, Array, Array], Array]
-) -> None:
-    """Assert that the interest of each candidate is ``formula(weights, e (T, D), q (D,))``; of the
-    batch's own form, and of the dense one where all see everything. No behaviours, no interest."""
+def interests(network: Network, batch: Batch, formula: Formula) -> list[Array]:
+    """The interest of each candidate: ``formula(weights, e (T, D), q (D,))``. No behaviours, no
+    interest."""
     of = weights(network)
-    expected = []
+    found = []
     for c in range(batch.candidates):
         seen = batch.history[batch.owner[c], batch.start[c] : batch.stop[c]]
         e = np.array([behaviour(of, row) for row in seen])
-        found = formula(of, e, item(of, batch.item[c])) if len(e) else None
-        expected.append(np.zeros(network.interest.width) if found is None else found)
+        nothing = np.zeros(network.interest.width)
+        found.append(formula(of, e, item(of, batch.item[c])) if len(e) else nothing)
+    return found
+
+
+def holds(network: Network, batch: Batch, formula: Formula) -> None:
+    """Assert that the interest of each candidate is that of `interests`; of the batch's own form,
+    and of the dense one where all see everything."""
+    expected = interests(network, batch, formula)
     assert np.std(expected) > 0.1
     forms = [False] if batch.start.any() else [False, True]
     for dense in forms:

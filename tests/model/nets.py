@@ -10,7 +10,7 @@ import torch
 
 from model.contract.batch import Batch
 from model.contract.schema import GROUPS, Schema
-from model.network import Network
+from model.network import Network, NetworkConfig
 from model.tensors import Tensors
 from model.zoo import configure
 
@@ -124,12 +124,16 @@ ORDERED = {*SEQUENCES} - {"transformer 0 unordered"} | {
 }
 
 
-def network(variant: str, seed: int = 0) -> Network:
-    """A network in float64 and eval mode whose every parameter matters."""
+def config(variant: str) -> NetworkConfig:
+    """What a variant is made of."""
     model = variant.split(maxsplit=1)[0]
     small = {} if model == "lr" else SMALL
-    config = configure(model, {**small, **OPTIONS[variant]})
-    made = config.build(SCHEMA, SIZES).double().eval()
+    return configure(model, {**small, **OPTIONS[variant]})
+
+
+def network(variant: str, seed: int = 0) -> Network:
+    """A network in float64 and eval mode whose every parameter matters."""
+    made = config(variant).build(SCHEMA, SIZES).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in made.state_dict().items():

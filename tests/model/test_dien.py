@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,34 @@ def test_negatives_are_other_real_behaviours() -> None:
     places, counts = np.unique(drawn, return_counts=True)
     assert places.tolist() == [1, 3, 4, 5, 6]
     assert (abs(counts / draws - 1 / 5) < 0.03).all()
+
+
+def test_the_auxiliary_loss_is_the_mean_over_the_steps_of_all_views(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Views of 0 to 5 behaviours, encoded in several groups; each negative is 4 places behind the
+    behaviour that follows, in the round of all."""
+    network, batch = nets.network("dien").train(), nets.batch(candidates=20)
+    network.interest.auxiliary = 0.5
+    of = interest_by_hand.weights(network)
+    histories = [[interest_by_hand.behaviour(of, r) for r in h if r.any()] for h in batch.history]
+    every = list(chain(*histories))
+    first = np.cumsum([0, *map(len, histories)])
+    ends: dict[tuple[int, int], int] = {}
+    for owner, start, stop in zip(batch.owner, batch.start, batch.stop, strict=True):
+        ends[owner, start] = max(stop, ends.get((owner, start), 0))
+    expected = []
+    for (owner, start), stop in ends.items():
+        h = states(of, histories[owner][start:stop])
+        for at, state in zip(range(start + 1, stop), h, strict=False):
+            follows = first[owner] + at
+            other = every[(follows + 4) % len(every)]
+            right, wrong = sigmoid(state @ every[follows]), sigmoid(state @ other)
+            expected.append(-np.log(right) - np.log(1 - wrong))
+    assert {stop - start for (_, start), stop in ends.items()} == {0, 1, 2, 3, 5}
+    monkeypatch.setattr(torch, "randint", lambda low, high, size: torch.full(size, 4))
+    network(Tensors.of(batch))
+    assert network.auxiliary().item() == pytest.approx(0.5 * np.mean(expected), abs=1e-12)
 
 
 @pytest.mark.parametrize("rows", [[[2, 2], [0, 2], [1, 2]], [[0], [0], [1]], [[0]]])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from model.dsin import DSINConfig
 from tests.model import interest_by_hand, nets
-from tests.model.interest_by_hand import Array, Weights, sigmoid, softmax
+from tests.model.interest_by_hand import Array, Formula, Weights, sigmoid, softmax
 
 
 def normalised(of: Weights, name: str, x: Array) -> Array:
@@ -53,14 +54,11 @@ def lstm(of: Weights, name: str, xs: list[Array]) -> list[Array]:
     return found
 
 
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("variant", ["dsin of 2", "dsin of 4", "dsin of 9"])
-def test_the_interest_is_that_of_sessions_alone_and_in_context(variant: str, whole: bool) -> None:
+def interest(config: DSINConfig) -> Formula:
     """Division, bias encoding, self-attention and mean, Bi-LSTM, and two activations."""
-    options = nets.SEQUENCES[variant]
-    size, heads = options["session_length"], options.get("heads", 2)
+    size = config.session_length
 
-    def interest(of: Weights, e: Array, q: Array) -> Array:
+    def formula(of: Weights, e: Array, q: Array) -> Array:
         alone = []
         for k, first in enumerate(range(0, len(e), size)):
             session = e[first : first + size]
@@ -70,7 +68,7 @@ def test_the_interest_is_that_of_sessions_alone_and_in_context(variant: str, who
                     for t, x in enumerate(session)
                 ]
             )
-            alone.append(block(of, "block", biased, heads, reach=0).mean(0))
+            alone.append(block(of, "block", biased, config.heads, reach=0).mean(0))
         forwards = lstm(of, "forwards", alone)
         backwards = lstm(of, "backwards", alone[::-1])[::-1]
         context = [f + b for f, b in zip(forwards, backwards, strict=True)]
@@ -80,4 +78,13 @@ def test_the_interest_is_that_of_sessions_alone_and_in_context(variant: str, who
             found.append(softmax(np.array(score)) @ np.array(vectors))
         return np.concatenate(found)
 
-    interest_by_hand.holds(nets.network(variant), nets.batch(whole=whole), interest)
+    return formula
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("variant", ["dsin of 2", "dsin of 4", "dsin of 9"])
+def test_the_interest_is_that_of_sessions_alone_and_in_context(variant: str, whole: bool) -> None:
+    """A candidate at a time."""
+    config = nets.config(variant)
+    assert isinstance(config, DSINConfig)
+    interest_by_hand.holds(nets.network(variant), nets.batch(whole=whole), interest(config))

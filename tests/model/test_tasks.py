@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal, getcontext
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from model.contract.schema import Schema
 from model.tasks import TaskHead, product
 from model.zoo import configure
+from tests.model import by_hand
 
 Array = np.ndarray[Any, Any]
 X = 5
@@ -37,22 +39,14 @@ def made(model: str, **options: Any) -> TaskHead:
 
 
 class Weights:
-    """The weights of a head by name, copied out."""
+    """The weights of a head by name, copied out, and its number of tasks."""
 
-    def __init__(self, head: TaskHead) -> None:
-        self.all = {name: value.detach().numpy() for name, value in head.named_parameters()}
+    def __init__(self, head: TaskHead, kind: str = "prelu") -> None:
+        self.all = {name: value.numpy().copy() for name, value in head.state_dict().items()}
+        self.kind, self.tasks = kind, range(len(head.towers))
 
     def mlp(self, name: str, x: Array, last: bool = True) -> Array:
-        """Linear layers with PReLU between them, and behind the last one where ``last``."""
-        at = 0
-        while (w := self.all.get(f"{name}.layers.{at}.weight")) is not None:
-            x = w @ x + self.all[f"{name}.layers.{at}.bias"]
-            alpha = self.all.get(f"{name}.layers.{at + 1}.alpha")
-            assert (alpha is not None) == (last or f"{name}.layers.{at + 3}.weight" in self.all)
-            if alpha is not None:
-                x = np.maximum(x, 0) + alpha * np.minimum(x, 0)
-            at += 3  # the layer, its activation, its dropout
-        return x
+        return by_hand.mlp(self.all, x, name, self.kind, last)
 
     def tower(self, task: int, x: Array) -> float:
         return float(self.mlp(f"towers.{task}", x, last=False)[0])
@@ -64,51 +58,55 @@ class Weights:
 
 def shared_bottom(w: Weights, x: Array) -> list[float]:
     """y_k = h_k(f(x))."""
-    return [w.tower(task, w.mlp("extraction.mlp", x)) for task in range(3)]
+    return [w.tower(task, w.mlp("extraction.mlp", x)) for task in w.tasks]
 
 
 def mmoe(w: Weights, x: Array) -> list[float]:
     """y_k = h_k(sum_i g_k(x)_i f_i(x)), g_k(x) = softmax(W_k x)."""
     found = []
-    for task in range(3):
+    for task in w.tasks:
         gate = w.gate(f"extraction.layers.0.gates.{task}", x)
-        mixed = sum(gate[i] * w.mlp(f"extraction.layers.0.shared.{i}", x) for i in range(3))
+        mixed = sum(gate[i] * w.mlp(f"extraction.layers.0.shared.{i}", x) for i in range(len(gate)))
         found.append(w.tower(task, mixed))
     return found
 
 
 def ple(w: Weights, x: Array, layers: int, shared: int, own: int) -> list[float]:
     """Each layer from its inputs of each task and the shared one; the last has no shared gate."""
-    of_task, of_all = [x, x, x], x
+    of_task, of_all = [x for _ in w.tasks], x
     for at in range(layers):
         name = f"extraction.layers.{at}"
         everyone = [w.mlp(f"{name}.shared.{i}", of_all) for i in range(shared)]
         mine = [
-            [w.mlp(f"{name}.own.{task}.{i}", of_task[task]) for i in range(own)]
-            for task in range(3)
+            [w.mlp(f"{name}.own.{task}.{i}", of_task[task]) for i in range(own)] for task in w.tasks
         ]
         mixed = []
-        for task in range(3):
+        for task in w.tasks:
             gate = w.gate(f"{name}.gates.{task}", of_task[task])
             selected = [*mine[task], *everyone]
             assert len(gate) == len(selected)
             mixed.append(sum(g * e for g, e in zip(gate, selected, strict=True)))
         if at < layers - 1:
             gate = w.gate(f"{name}.shared_gate", of_all)
-            selected = [*mine[0], *mine[1], *mine[2], *everyone]
+            selected = [*chain(*mine), *everyone]
             assert len(gate) == len(selected)
             of_all = sum(g * e for g, e in zip(gate, selected, strict=True))
         of_task = mixed
-    return [w.tower(task, of_task[task]) for task in range(3)]
+    return [w.tower(task, of_task[task]) for task in w.tasks]
+
+
+def within(logits: list[float]) -> list[float]:
+    """The probability of each task is that of the one before it times its own."""
+    chance, found = 1.0, []
+    for logit in logits:
+        chance /= 1 + np.exp(-logit)
+        found.append(float(np.log(chance / (1 - chance))))
+    return found
 
 
 def esmm(w: Weights, x: Array) -> list[float]:
-    """The probability of each task is that of the one before it times that of its own tower."""
-    chance, found = 1.0, []
-    for task in range(3):
-        chance /= 1 + np.exp(-w.tower(task, x))
-        found.append(float(np.log(chance / (1 - chance))))
-    return found
+    """Each task happens within the one before it."""
+    return within([w.tower(task, x) for task in w.tasks])
 
 
 @pytest.mark.parametrize(
