@@ -89,17 +89,16 @@ def test_real_samples_of_ali_ccp_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["common_features", "sample_skeleton"])
 def test_a_preparation_of_ali_ccp_is_not_its_official_layout(tmp_path: Path, kind: str) -> None:
     """One row of numbered columns, with a header, is refused with its lines and what they lack."""
-    right = (
-        [files.common("a", ("101", "1", "1.0"))],
-        [files.sample(1, 0, 0, "a", ("206", "1", "1.0"))],
-    )
-    folder = files.ali_ccp(tmp_path, right[::-1], right[::-1])
-    (folder / f"{kind}_train.csv").write_text(text_of("aliccp-100rows.csv.gz"))
+    users = [files.common("a", ("101", "1", "1.0"))]
+    samples = [files.sample(1, 0, 0, "a", ("206", "1", "1.0"))]
+    folder = files.ali_ccp(tmp_path, (samples, users), (samples, users))
+    text = text_of("aliccp-100rows.csv.gz")
+    (folder / f"{kind}_train.csv").write_text(text)
     number = 3 if kind == "common_features" else 6
     expected = f"{kind}_train.csv line 1: the number of fields is not {number}"
     with pytest.raises(LogsError, match=expected) as refused:
         read_ali_ccp(folder, partial=True)
-    assert refused.value.malformed.count == 101
+    assert refused.value.malformed.count == len(text.splitlines())
 
 
 @pytest.mark.real_data
