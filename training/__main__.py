@@ -114,14 +114,14 @@ def prepare(
     ] = False,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="All but parquet: of what is drawn, by hash too; default: 0."),
+        typer.Option(min=0, help="All but parquet: of what is drawn or hashed; default: 0."),
     ] = None,
     max_bad_share: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help="All but synthetic: stop when more rows are malformed; default: 0.001.",
+            help="All but synthetic: stop when a larger share is malformed; default: 0.001.",
         ),
     ] = None,
     partial: Annotated[
