@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -105,14 +106,24 @@ def prepare(
             help="parquet: what to do where a file or row group can't be read; default: stop."
         ),
     ] = None,
-    users: Annotated[int, typer.Option(min=1, help="synthetic: number of users.")] = 2000,
+    users: Annotated[
+        int | None, typer.Option(min=1, help="synthetic: number of users; default: 2000.")
+    ] = None,
     conversions: Annotated[
         bool, typer.Option("--conversions", help="synthetic: a second task, conversion.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of drawn negatives and synthetic worlds.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="All but parquet: of what is drawn or hashed; default: 0."),
+    ] = None,
     max_bad_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Stop when more rows than this are malformed.")
-    ] = 0.001,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="All but synthetic: stop when a larger share is malformed; default: 0.001.",
+        ),
+    ] = None,
     partial: Annotated[
         bool,
         typer.Option("--partial", help="Take a part of a data set whose published size is known."),
@@ -122,6 +133,7 @@ def prepare(
     from terminal.progress import progress
     from training import chunks, readers, report, world
     from training.logs import Logs
+    from training.rows import MAX_BAD_SHARE
 
     official: dict[Source, Callable[..., Logs]] = {
         Source.movielens_20m: readers.read_movielens_20m,
@@ -130,28 +142,48 @@ def prepare(
         Source.ali_ccp: readers.read_ali_ccp,
         Source.taobao: readers.read_taobao,
     }
-    own = source is Source.parquet
-    for_own = {"engine": engine, "memory": memory, "unreadable": unreadable}
+    own, made = Source.parquet, Source.synthetic
+    of_files, drawn = ([each for each in Source if each is not other] for other in (made, own))
+    given: dict[str, tuple[object, Collection[Source]]] = {
+        "--path": (path, of_files),
+        "--test-users": (test_users, [Source.movielens_1m]),
+        "--schema": (schema, [own]),
+        "--column": (column or None, [own]),
+        "--engine": (engine, [own]),
+        "--master": (master, [own]),
+        "--memory": (memory, [own]),
+        "--unreadable": (unreadable, [own]),
+        "--users": (users, [made]),
+        "--conversions": (conversions or None, [made]),
+        "--seed": (seed, drawn),
+        "--max-bad-share": (max_bad_share, of_files),
+        "--partial": (partial or None, official),
+    }
+    columns = [(our, their) for our, _, their in (each.partition("=") for each in column or [])]
     refused = {
-        f"--path is needed for {source}": source is not Source.synthetic and path is None,
-        f"--partial: expected one of {', '.join(official)} as --source": partial
-        and source not in official,
-        "--conversions is for synthetic": conversions and source is not Source.synthetic,
-        "--schema is needed for parquet": own and schema is None,
+        **{
+            f"{option} is for --source {', '.join(sources)}": value is not None
+            and source not in sources
+            for option, (value, sources) in given.items()
+        },
+        f"--path is needed for {source}": source is not made and path is None,
+        "--schema is needed for parquet": source is own and schema is None,
         "--column: expected canonical=yours": any("=" not in each for each in column or []),
         "--master is for --engine spark": master is not None and engine is not EngineName.spark,
         **{
-            f"--{name} is for --source parquet": given and not own
-            for name, given in for_own.items()
+            f"--column {name}: expected once": times > 1
+            for name, times in Counter(name for name, _ in columns).items()
         },
     }
     for why, broken in refused.items():
         if broken:
             raise typer.BadParameter(why)
     mebibytes = None if memory is None else _mebibytes(memory)
+    users, seed = users or world.World.users, seed or 0
+    bad = MAX_BAD_SHARE if max_bad_share is None else max_bad_share
 
     with progress(console) as update:
-        if own and path and schema:
+        if source is own and path and schema:
             from training import engines, tables
 
             chosen = engine or EngineName.duckdb
@@ -160,30 +192,28 @@ def prepare(
                 schema,
                 out,
                 lambda folder: engines.start(chosen, folder, master, mebibytes),
-                columns=dict(each.split("=", 1) for each in column or []),
-                max_bad_share=max_bad_share,
+                columns=dict(columns),
+                max_bad_share=bad,
                 skip_unreadable=unreadable is Unreadable.skip,
                 update=update,
             )
-        elif source is Source.synthetic and users > world.CHUNK:  # not all in memory at once
-            drawn = world.World(users=users, seed=seed, conversions=conversions)
-            written = chunks.write(out, drawn.chunks(), drawn.events(), update)
+        elif source is made and users > world.CHUNK:  # not all in memory at once
+            large = world.World(users=users, seed=seed, conversions=conversions)
+            written = chunks.write(out, large.chunks(), large.events(), update)
         else:
             if source is Source.movielens_1m and path:
                 logs = readers.read_movielens(
-                    path, test_users, seed=seed, max_bad_share=max_bad_share, update=update
+                    path, test_users, seed=seed, max_bad_share=bad, update=update
                 )
             elif source is Source.amazon_csv and path:
-                logs = readers.read_amazon(
-                    path, seed=seed, max_bad_share=max_bad_share, update=update
-                )
+                logs = readers.read_amazon(path, seed=seed, max_bad_share=bad, update=update)
             elif source in official and path:
                 logs = official[source](
-                    path, seed=seed, partial=partial, max_bad_share=max_bad_share, update=update
+                    path, seed=seed, partial=partial, max_bad_share=bad, update=update
                 )
             else:
-                made = world.World(users=users, seed=seed, conversions=conversions)
-                logs = made.logs(update=update)
+                small = world.World(users=users, seed=seed, conversions=conversions)
+                logs = small.logs(update=update)
             written = logs.write(out, update)
     report.prepared(console, out, written)
 

@@ -49,8 +49,8 @@ class Checked:
         try:
             self.table = self._saved(checked)
         except EngineError:
-            columns = list(self._names.values())
-            readable = parts.without_unreadable(opened, columns, work, losses)
+            wanted = list(self._names.values())
+            readable = parts.without_unreadable(opened, wanted, work, losses)
             if readable == self._opened:
                 raise
             self._opened = readable
@@ -138,19 +138,19 @@ def _names(part: Part, name: str, schema: Schema, theirs: Mapping[str, str]) -> 
     """Our names of a table's columns, each with its name in the files."""
     found = part.schema.names
     taken = {their for their in theirs.values() if their in found}
-    wanted, optional = _wanted(name, schema)
+    must, may = columns(name, schema)
     names = {}
-    for our in (*wanted, *optional):
+    for our in (*must, *may):
         if theirs.get(our) in taken:
             names[our] = theirs[our]
         elif our in found and our not in taken:
             names[our] = our
-        elif our in wanted:
+        elif our in must:
             raise LogsError(str(part.file), our, "a column of this name, found none")
     return names
 
 
-def _wanted(name: str, schema: Schema) -> tuple[list[str], list[str]]:
+def columns(name: str, schema: Schema) -> tuple[list[str], list[str]]:
     """The columns that a table must have, and those that it may have."""
     if name == "items":
         return list(item_columns(schema)), []

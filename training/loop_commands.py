@@ -194,11 +194,19 @@ def retrain(
         Path | None, typer.Option(help="With --logs: a new schema; default: that of LOGS/base.")
     ] = None,
     label_seconds: Annotated[
-        int, typer.Option(min=1, help="With --logs: an outcome counts so long after an impression.")
-    ] = 86_400,
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --logs: an outcome counts so long after an impression; default: 86400.",
+        ),
+    ] = None,
     settle_seconds: Annotated[
-        int, typer.Option(min=0, help="With --logs: the last impressions, too young, are left out.")
-    ] = 600,
+        int | None,
+        typer.Option(
+            min=0,
+            help="With --logs: the last impressions, too young, are left out; default: 600.",
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="The model's name, to be sure that the logs are of it.")
     ] = None,
@@ -264,8 +272,17 @@ def retrain(
     source: Loop | Prepared
     if (logs is None) == (data is None):
         raise typer.BadParameter("one of --logs and --data is needed")
+    of_logs = {
+        "--schema": schema,
+        "--label-seconds": label_seconds,
+        "--settle-seconds": settle_seconds,
+    }
+    for option, given in of_logs.items():
+        if logs is None and given is not None:
+            raise typer.BadParameter(f"{option} is for --logs")
     if logs is not None:
-        joining = Joining(window_seconds=label_seconds, settle_seconds=settle_seconds)
+        settle = Joining.settle_seconds if settle_seconds is None else settle_seconds
+        joining = Joining(label_seconds or Joining.window_seconds, settle)
         source = Loop(logs, joining, schema)
     elif data is not None:
         source = Prepared(data)

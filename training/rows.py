@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
 import polars as pl
 
+from terminal.progress import quiet
 from training.logs import LISTED, BadRow, LogsError, Malformed
 from training.parts import Reading, TextFile
 
@@ -72,6 +74,24 @@ def repeated(*names: str) -> tuple[pl.Expr, str]:
 
 
 def settle(files: Sequence[Dropped], max_bad_share: float) -> Malformed:
+    """Count what is malformed.
+
+    Raises `LogsError` when its share of any one is too large, or any one has no sound row.
+    """
+    malformed = hold_share(files, max_bad_share)
+    for file in files:
+        hold_rows(file)
+    return malformed
+
+
+def hold_rows(file: Dropped) -> None:
+    """Raises `LogsError` where no row is sound."""
+    if file.count == file.total:
+        found = f"{file.count} malformed" if file.count else "none"
+        raise LogsError(file.file, "rows", f"at least one row, found {found}")
+
+
+def hold_share(files: Sequence[Dropped], max_bad_share: float) -> Malformed:
     """Count what is malformed. Raises `LogsError` when its share of any one is too large."""
     listed = tuple(row for file in files for row in file.listed)[:LISTED]
     malformed = Malformed(sum(f.total for f in files), listed, sum(f.count for f in files))
@@ -101,7 +121,7 @@ def sift(
         listed += found.listed[: LISTED - len(listed)]
         frames.append(select(rows.sound()))
         if count == total:
-            settle([Dropped(file, total, count, tuple(listed))], max_bad_share)
+            hold_share([Dropped(file, total, count, tuple(listed))], max_bad_share)
     return pl.concat(frames), Dropped(file, total, count, tuple(listed))
 
 
@@ -245,6 +265,13 @@ def csv_parts(path: Path, reading: Reading) -> Iterator[Rows]:
     """A CSV file with a header, part by part, every column as text. Raises `LogsError`."""
     file = TextFile(path)
     return cut(file.name, file.parts(reading), "utf-8", ",")
+
+
+def csv_columns(path: Path) -> list[str]:
+    """The columns of a CSV file with a header; no row is read. Raises `LogsError`."""
+    file = TextFile(path)
+    lines = (line for part in file.parts(Reading(quiet, 0)) for line in BytesIO(part))
+    return next(cut(file.name, lines, "utf-8", ",")).columns
 
 
 def read_csv(path: Path, reading: Reading) -> Rows:

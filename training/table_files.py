@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from training.logs import LogsError, Lost
 from training.parts import Reading
-from training.rows import LINE, REASON, csv_parts
+from training.rows import LINE, REASON, csv_columns, csv_parts
 
 SUFFIXES = ("parquet", "csv", "csv.gz")
 STAGED = ".staged"
@@ -64,6 +64,21 @@ class Parts:
     suffix: str  # one of SUFFIXES
     path: Path  # the file, or the folder of the files
     files: tuple[Path, ...]
+
+    def columns(self) -> list[str]:
+        """Those of the first file that can be opened, of whose rows none is read; else none.
+
+        Raises `LogsError`.
+        """
+        for file in self.files:
+            try:
+                return pq.read_schema(file).names if self.suffix == "parquet" else csv_columns(file)
+            except LogsError as error:
+                if error.column != "file":
+                    raise
+            except (OSError, pa.ArrowException):
+                continue
+        return []
 
     def open(self, work: Path, reading: Reading, losses: Losses) -> list[Part]:
         """Those that can be opened, CSV files staged in the folder ``work``. Raises `LogsError`."""

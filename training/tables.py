@@ -11,7 +11,7 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from model.contract.schema import Schema
 from terminal.progress import Update, quiet
 from training.checked import Checked
+from training.checked import columns as columns_of
 from training.checks import POSITION
 from training.engines import BATCH, Engine
 from training.logs import (
@@ -37,7 +38,7 @@ from training.logs import (
 )
 from training.option import OptionError
 from training.parts import Reading, TextFile
-from training.rows import MAX_BAD_SHARE, settle
+from training.rows import MAX_BAD_SHARE, hold_rows, hold_share
 from training.table_files import SUFFIXES, Losses, Parts, find
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def prepare(
     use the folder it is told. ``columns`` gives, for a canonical column, its name in the tables. A
     missing ``behaviour`` is true where the first task is 1. A missing ``split`` goes by time: the
     last 10 % of the impressions are test, the 10 % before validation, and equal times stay
-    together. Raises `LogsError`, `SchemaError` and `EngineError`.
+    together. Raises `LogsError`, `SchemaError` and `EngineError`, and `OptionError` for a name of
+    ``columns`` that is none.
     """
     schema, theirs = Schema.load(schema_path), dict(columns or {})
     schema_text = Path(schema_path).read_bytes().decode()
@@ -81,6 +83,7 @@ def prepare(
     _known(theirs, schema)
     _needed(str(source), found, schema)
     present = {name: parts for name, parts in found.items() if parts}
+    _there(theirs, present, schema)
     staged = [parts.files for parts in present.values() if parts.suffix != "parquet"]
     reading = Reading.of([TextFile(file) for files in staged for file in files], update)
     losses = Losses(skip_unreadable)
@@ -92,7 +95,8 @@ def prepare(
             for name, parts in present.items()
         }
         dropped = {name: table.dropped() for name, table in checked.items()}
-        malformed = settle(list(dropped.values()), max_bad_share)
+        malformed = hold_share(list(dropped.values()), max_bad_share)
+        hold_rows(dropped["events"])
         sound = {name: table.sound() for name, table in checked.items()}
         if "split" not in sound["events"].columns:
             file = checked["events"].file
@@ -138,10 +142,20 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 
 def _known(theirs: Mapping[str, str], schema: Schema) -> None:
-    known = {*event_columns(schema), *item_columns(schema), *user_columns(schema), "probability"}
-    for name in theirs:
-        if name not in known:
-            raise OptionError(f"--column {name}: expected one of {', '.join(sorted(known))}")
+    known = {our for name in NAMES for some in columns_of(name, schema) for our in some}
+    for our in theirs:
+        if our not in known:
+            raise OptionError(f"--column {our}: expected one of {', '.join(sorted(known))}")
+
+
+def _there(theirs: Mapping[str, str], present: Mapping[str, Parts], schema: Schema) -> None:
+    """A canonical column's name in the tables is that of a column of a table that may have it."""
+    found = {name: parts.columns() for name, parts in present.items()} if theirs else {}
+    for our, their in theirs.items():
+        of = [found[name] for name in found if our in chain(*columns_of(name, schema))]
+        known = list(dict.fromkeys(chain(*of)))
+        if their not in known and all(of):  # what can't be opened is told of when it is
+            raise OptionError(f"--column {our}={their}: expected one of {', '.join(known)}")
 
 
 def _needed(source: str, found: Mapping[str, Parts | None], schema: Schema) -> None:

@@ -27,10 +27,11 @@ from training.rows import (
     REASON,
     Rows,
     empty,
+    hold_rows,
+    hold_share,
     need,
     read_csv,
     repeated,
-    settle,
 )
 from training.table_files import SUFFIXES
 
@@ -69,7 +70,9 @@ def read_tables(
         users = users.mark(repeated("user_id"))
     elif schema.user:
         raise LogsError(str(source), "users", f"a table with {schema.user[0].name}")
-    malformed = settle([rows.dropped for rows in (events, items, users) if rows], max_bad_share)
+    every = [rows.dropped for rows in (events, items, users) if rows]
+    malformed = hold_share(every, max_bad_share)
+    hold_rows(events.dropped)
     frame = events.sound()
     if "split" not in raw.columns:
         frame = _split_by_time(frame, schema.tasks[0], events.file)

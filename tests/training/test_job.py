@@ -364,6 +364,12 @@ def broken_schema(folder: Path) -> None:
             "prepare --source parquet --path data --schema data/schema.toml --out out --column x=y",
             "--column x: expected one of ",
         ),
+        (
+            None,
+            "prepare --source parquet --path data --schema data/schema.toml --out out "
+            "--column user_id=bogus",
+            "--column user_id=bogus: expected one of user_id, item_id, ts, ",
+        ),
     ],
 )
 def test_what_goes_wrong_is_one_line(
@@ -413,6 +419,46 @@ def test_a_wrong_use_of_a_command_exits_with_2(
     """Nothing is written."""
     monkeypatch.chdir(tmp_path)
     assert command(*arguments.split()) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("synthetic --path x", "--path is for --source movielens-1m, movielens-20m, amazon-csv"),
+        ("synthetic --test-users x", "--test-users is for --source movielens-1m"),
+        ("taobao --path x --test-users x", "--test-users is for --source movielens-1m"),
+        ("synthetic --schema s.toml", "--schema is for --source parquet"),
+        ("movielens-20m --path x --schema s.toml", "--schema is for --source parquet"),
+        ("synthetic --column a=b", "--column is for --source parquet"),
+        ("movielens-20m --path x --column a=b", "--column is for --source parquet"),
+        ("taobao --path x --engine duckdb", "--engine is for --source parquet"),
+        ("synthetic --master yarn", "--master is for --source parquet"),
+        ("alimama --path x --memory 4GB", "--memory is for --source parquet"),
+        ("ali-ccp --path x --unreadable skip", "--unreadable is for --source parquet"),
+        ("movielens-20m --path x --users 2000", "--users is for --source synthetic"),
+        ("amazon-csv --path x --conversions", "--conversions is for --source synthetic"),
+        ("parquet --path x --schema s.toml --users 4", "--users is for --source synthetic"),
+        ("parquet --path x --schema s.toml --seed 0", "--seed is for --source movielens-1m, "),
+        ("synthetic --max-bad-share 0", "--max-bad-share is for --source movielens-1m, "),
+        ("movielens-1m --path x --partial", "--partial is for --source movielens-20m, amazon-rev"),
+        (
+            "parquet --path x --schema s.toml --column user_id=a --column user_id=b",
+            "--column user_id: expected once",
+        ),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    expected: str,
+) -> None:
+    """Also where its value is the default: exit code 2 before any work, and what it is for."""
+    monkeypatch.chdir(tmp_path)
+    assert command("prepare", "--out", "out", "--source", *arguments.split()) == 2
+    assert expected in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

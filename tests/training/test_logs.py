@@ -6,6 +6,7 @@ import gzip
 import zipfile
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -14,12 +15,15 @@ import pytest
 from model.contract.schema import SchemaError
 from tests.training.prepared import read_tables
 from training import parts
+from training.engines import start
 from training.logs import Logs, LogsError
 from training.option import OptionError
 from training.readers import read_amazon, read_movielens
+from training.tables import prepare
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared/data"
 BIG = 2**53 + 1
+DIGITS = "is not a whole number of at most 9 digits"
 
 SCHEMA = """# Our own.
 name = "own"
@@ -186,6 +190,8 @@ def test_malformed_ratings_are_dropped_and_listed_with_their_line(tmp_path: Path
         "::1::4::5",
         "1::1::4::5::6",
         "1::::4::5",
+        "abc::1::4::5",
+        "1::1.0::4::5",
     ]
     path = movielens(tmp_path, ["1::1::4::1", *broken, "1::2::5::2"])
     logs = read_movielens(path, max_bad_share=0.9)
@@ -198,10 +204,35 @@ def test_malformed_ratings_are_dropped_and_listed_with_their_line(tmp_path: Path
         (file, 6, "empty user_id"),
         (file, 7, "the number of fields is not 4"),
         (file, 8, "empty item_id"),
+        (file, 9, f"user_id {DIGITS}"),
+        (file, 10, f"item_id {DIGITS}"),
     )
-    assert logs.malformed.count == 7
-    assert logs.malformed.total_rows == 9 + 3 + 40
+    assert logs.malformed.count == 9
+    assert logs.malformed.total_rows == 11 + 3 + 40
     assert logs.events["item_id"].to_list() == ["1", "2"]
+
+
+def test_malformed_films_and_users_have_their_line(tmp_path: Path) -> None:
+    """Ids, ages and occupations are whole numbers, and gender is F or M."""
+    path = movielens(tmp_path, ratings_of(3))
+    people = ["1::F::25::1::48067", "two::F::25::1::48067", "3::x::25::1::48067"]
+    people += ["4::M::young::1::48067", "5::M::25::baker::48067", "6::M::25::1::a-z"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, lines in (
+            ("ratings", ratings_of(3)),
+            ("movies", ["1::A::Drama", "two::B::Drama", "2::C::Drama"]),
+            ("users", people),
+        ):
+            archive.writestr(f"ml-1m/{name}.dat", "".join(f"{line}\n" for line in lines))
+    logs = read_movielens(path, max_bad_share=0.9)
+    assert [(Path(file).stem, line, reason) for file, line, reason in logs.malformed.bad] == [
+        ("movies", 2, f"item_id {DIGITS}"),
+        ("users", 2, f"user_id {DIGITS}"),
+        ("users", 3, "gender is not F or M"),
+        ("users", 4, f"age {DIGITS}"),
+        ("users", 5, f"occupation {DIGITS}"),
+    ]
+    assert logs.users["user_id"].to_list() == ["1", "6"]
 
 
 def test_the_job_stops_above_the_share_of_malformed_rows(tmp_path: Path) -> None:
@@ -424,6 +455,48 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
         read_tables(tmp_path, schema)
     with pytest.raises(OptionError, match="--column typo: expected one of "):
         read_tables(tmp_path, schema, columns={"typo": "uid"})
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"user_id": "bogus"}, "user_id=bogus: expected one of user_id, item_id, ts, click, price"),
+        ({"user_id": ""}, "user_id=: expected one of user_id, item_id, ts, click, price, hour"),
+        ({"brand": "hour"}, "brand=hour: expected one of item_id, brand, colours$"),
+        ({"item_id": "bogus"}, "item_id=bogus: expected one of user_id, .*, hour, brand, colours$"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_another_name_is_that_of_a_column_of_the_tables(
+    tmp_path: Path, kind: str, columns: dict[str, str], expected: str
+) -> None:
+    """It is told with the columns of the tables that the canonical one is of, before any row is
+    read: the rows of these are none."""
+    events = own_events()
+    text = events.head(0).write_csv() + "a\n"
+    schema = own(tmp_path, text if kind == "csv" else events.with_columns(ts=pl.lit("never")))
+    with pytest.raises(OptionError, match=f"--column {expected}"):
+        read_tables(tmp_path, schema, columns=columns)
+
+
+def test_a_table_that_cannot_be_opened_is_told_of_before_its_columns(tmp_path: Path) -> None:
+    """What its columns are is not known."""
+    schema = own(tmp_path, own_events())
+    (tmp_path / "events.parquet").write_bytes(b"nothing")
+    with pytest.raises(LogsError, match=r"events\.parquet: file: expected one that can be read"):
+        read_tables(tmp_path, schema, columns={"user_id": "uid"})
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_own_tables_without_events_are_refused(tmp_path: Path, bad: int) -> None:
+    """Be there none, or none that is sound; nothing is written."""
+    rows = own_events(bad).with_columns(pl.lit(None, pl.Int64).alias("user_id"))
+    schema = own(tmp_path, rows.with_columns(pl.lit("train").alias("split")))
+    found = f"{bad} malformed" if bad else "none"
+    expected = rf"events\.parquet: rows: expected at least one row, found {found}"
+    with pytest.raises(LogsError, match=expected):
+        prepare(tmp_path, schema, tmp_path / "out", partial(start, "duckdb"), max_bad_share=1.0)
+    assert not (tmp_path / "out").exists()
 
 
 def test_malformed_rows_of_own_tables_have_reasons_and_lines(tmp_path: Path) -> None:

@@ -142,6 +142,9 @@ def test_sigterm_releases_the_lease(
     [
         "retrain --repository r",
         "retrain --repository r --data d --logs l",
+        "retrain --repository r --data d --schema s",
+        "retrain --repository r --data d --label-seconds 86400",
+        "retrain --repository r --data d --settle-seconds 600",
         "retrain --repository r --data d --from yesterday",
         "retrain --repository r --data d --canary 2",
     ],

@@ -19,7 +19,7 @@ from model.contract.schema import Schema
 from terminal.progress import Update, quiet
 from training.logs import Logs, LogsError
 from training.parts import Reading, TextFile
-from training.readers.official import SCHEMAS, find, hold, other_than
+from training.readers.official import SCHEMAS, find, hold, not_digits, other_than
 from training.readers.protocol import VALIDATION_SHARE, drawn
 from training.rows import MAX_BAD_SHARE, Dropped, Rows, cut, empty, settle, sift
 
@@ -158,7 +158,7 @@ def _user(rows: Rows) -> Rows:
 
 def _sample(rows: Rows) -> Rows:
     labels = (other_than("click", "0", "1"), other_than("buy", "0", "1"))
-    rows = rows.mark(*empty("index"), *labels, *_misshapen())
+    rows = rows.mark(*not_digits("sample_id"), *empty("index"), *labels, *_misshapen())
     rows = rows.with_columns(*(_first(number).alias(name) for name, number in SAMPLE.items()))
     return rows.mark((pl.col("item_id").is_null(), f"no feature {SAMPLE['item_id']}, the category"))
 

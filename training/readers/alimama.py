@@ -71,8 +71,7 @@ def read_alimama(
         map(_impression, _parts(files, "raw_sample.csv", reading)), max_bad_share, _small_impression
     )
     ads = _ad(whole(_parts(files, "ad_feature.csv", reading)))
-    people = whole(_parts(files, "user_profile.csv", reading))
-    people = people.mark(*not_digits("userid")).mark(repeated("userid"))
+    people = _profile(whole(_parts(files, "user_profile.csv", reading)))
     settle([shown_dropped, ads.dropped, people.dropped], max_bad_share)  # before the largest file
     found = {
         "impressions": shown_dropped.total,
@@ -106,8 +105,7 @@ def read_alimama(
     items = items.with_columns(texts("category", "brand"))
     validation = drawn(impressions["user"].unique(), "validation", seed, VALIDATION_SHARE)
     events = pl.concat([_behaviours(seen), _impressions(impressions, validation)])
-    known_of = [pl.when(pl.col(name) != "").then(name).alias(name) for name in PROFILE]
-    users = people.sound().select(pl.col("userid").alias("user_id"), *known_of)
+    users = people.sound().rename({"userid": "user_id"})
     return Logs.build(schema, events, items, users, malformed, left_out)
 
 
@@ -135,7 +133,7 @@ def _small_impression(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _ad(rows: Rows) -> Rows:
     price = pl.col("price").cast(pl.Float64, strict=False)
-    rows = rows.with_columns(_or_null("brand"), price, pl.col("cate_id").alias("cate")).mark(
+    rows = rows.with_columns(_or_null("brand", NULL), price, pl.col("cate_id").alias("cate")).mark(
         *not_digits("adgroup_id", "cate_id", "campaign_id", "customer"),
         *not_digits("brand", missing=True),
         (~((price >= 0) & price.is_finite()).fill_null(False), "price is not a number from 0"),
@@ -145,9 +143,15 @@ def _ad(rows: Rows) -> Rows:
     )
 
 
+def _profile(rows: Rows) -> Rows:
+    known = [_or_null(name, "") for name in PROFILE]
+    rules = (*not_digits("userid"), *not_digits(*PROFILE, missing=True))
+    return rows.with_columns(*known).mark(*rules).mark(repeated("userid"))
+
+
 def _behaviour(rows: Rows) -> Rows:
     time = pl.col("time_stamp").cast(pl.Int64, strict=False).alias("ts")
-    return rows.with_columns(_or_null("brand"), time).mark(
+    return rows.with_columns(_or_null("brand", NULL), time).mark(
         *not_digits("user", "cate"),
         *not_digits("brand", missing=True),
         (pl.col("ts").is_null(), "time_stamp is not an integer"),
@@ -155,8 +159,8 @@ def _behaviour(rows: Rows) -> Rows:
     )
 
 
-def _or_null(name: str) -> pl.Expr:
-    return pl.when(pl.col(name) != NULL).then(name).alias(name)
+def _or_null(name: str, missing: str) -> pl.Expr:
+    return pl.when(pl.col(name) != missing).then(name).alias(name)
 
 
 @dataclass

@@ -72,6 +72,7 @@ def read_amazon(
     ).mark(repeated("user_id", "step"))
     items = need(items, ("item_id", "category_id")).mark(*empty("item_id", "category_id"))
     items = items.mark(repeated("item_id"))
+    settle([events.dropped, items.dropped], max_bad_share)  # before pairs are held against them
     own = _numbered(events.sound().rename({"step": "ts"}).sort("user_id", "ts"))
     tests = _test_pairs(tests, own)
     malformed = settle([rows.dropped for rows in (events, items, tests)], max_bad_share)
@@ -219,6 +220,9 @@ def _review(rows: Rows) -> Rows:
     def key(name: str) -> pl.Expr:
         return pl.col("text").str.json_path_match(f"$.{name}")
 
+    def other_than(name: str, begin: str) -> pl.Expr:  # `key` does not tell "5" from 5
+        return ~pl.col("text").str.contains(rf'"{name}"\s*:\s*{begin}')
+
     user, item = key("reviewerID").alias("user_id"), key("asin").alias("item_id")
     time = key("unixReviewTime").cast(pl.Int64, strict=False).alias("ts")
     neither = pl.col("user_id").is_null() & pl.col("item_id").is_null()
@@ -226,7 +230,12 @@ def _review(rows: Rows) -> Rows:
         (neither, "not a JSON object with reviewerID, asin and unixReviewTime"),
         ((pl.col("user_id") == "").fill_null(True), "empty reviewerID"),
         ((pl.col("item_id") == "").fill_null(True), "empty asin"),
-        (pl.col("ts").is_null(), "unixReviewTime is not an integer"),
+        (other_than("reviewerID", '"'), "reviewerID is not a text"),
+        (other_than("asin", '"'), "asin is not a text"),
+        (
+            pl.col("ts").is_null() | other_than("unixReviewTime", "[-0-9]"),
+            "unixReviewTime is not an integer",
+        ),
     )
     return Rows(found.file, found.frame.drop("text"))
 

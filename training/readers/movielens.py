@@ -9,7 +9,7 @@ import polars as pl
 from terminal.progress import Update, quiet
 from training.logs import Logs, LogsError
 from training.parts import Reading, TextFile
-from training.readers.official import SCHEMAS, hold
+from training.readers.official import SCHEMAS, hold, not_digits, other_than
 from training.readers.protocol import VALIDATION_SHARE, by_user, drawn
 from training.rows import MAX_BAD_SHARE, Rows, cut, empty, repeated, settle, sift, whole
 
@@ -51,11 +51,16 @@ def read_movielens(
     update("arrange", 0, 0, {})
     ratings = ratings.with_columns(pl.col("ts").cast(pl.Int64, strict=False)).mark(
         *empty("user_id", "item_id"),
+        *not_digits("user_id", "item_id"),
         (~pl.col("rating").is_in(["1", "2", "3", "4", "5"]), "rating is not 1 to 5"),
         (pl.col("ts").is_null(), "ts is not an integer"),
     )
-    movies = movies.mark(*empty("item_id")).mark(repeated("item_id"))
-    people = people.mark(*empty("user_id")).mark(repeated("user_id"))
+    movies = movies.mark(*empty("item_id"), *not_digits("item_id")).mark(repeated("item_id"))
+    people = people.mark(
+        *empty("user_id"),
+        *not_digits("user_id", "age", "occupation"),
+        other_than("gender", "F", "M"),
+    ).mark(repeated("user_id"))
     malformed = settle([rows.dropped for rows in (ratings, movies, people)], max_bad_share)
     users, events = people.sound(), ratings.sound()
 
@@ -90,7 +95,7 @@ def read_movielens_20m(
     parts = cut(of_ratings.name, of_ratings.parts(reading), "utf-8", ",", RATINGS_20M, True)
     events, dropped = sift((_rating_20m(rows) for rows in parts), max_bad_share)
     movies = whole(cut(of_movies.name, of_movies.parts(reading), "utf-8", ",", MOVIES_20M, True))
-    movies = movies.mark(*empty("movieId")).mark(repeated("movieId"))
+    movies = movies.mark(*empty("movieId"), *not_digits("movieId")).mark(repeated("movieId"))
     update("arrange", 0, 0, {})
     malformed = settle([dropped, movies.dropped], max_bad_share)
     events = events.rename({"userId": "user_id", "movieId": "item_id", "timestamp": "ts"})
@@ -108,6 +113,7 @@ def read_movielens_20m(
 def _rating_20m(rows: Rows) -> Rows:
     return rows.with_columns(pl.col("timestamp").cast(pl.Int64, strict=False)).mark(
         *empty("userId", "movieId"),
+        *not_digits("userId", "movieId"),
         (~pl.col("rating").is_in(STARS), "rating is not 0.5 to 5.0 in half stars"),
         (pl.col("timestamp").is_null(), "timestamp is not an integer"),
     )

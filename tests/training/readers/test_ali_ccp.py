@@ -128,6 +128,7 @@ def test_malformed_lines_have_their_number_and_reason(tmp_path: Path) -> None:
         "1,0,0,a1,2,206\x0211\x031.0",
         "1,0,0,a1,1,205\x0211\x031.0",
         "1,0,0,a1",
+        f"four,0,0,a1,{right}",
     ]
     users = [common("a1", *USER), common("b2", *USER[1:])]
     folder = tiny(tmp_path, train=train, users=users)
@@ -143,6 +144,7 @@ def test_malformed_lines_have_their_number_and_reason(tmp_path: Path) -> None:
         (9, "feature_num is not the number of features"),
         (10, "no feature 206, the category"),
         (11, "the number of fields is not 6"),
+        (12, "sample_id is not a whole number of at most 9 digits"),
     ]
 
 

@@ -170,7 +170,8 @@ def test_malformed_rows_of_each_file_have_their_line(tmp_path: Path) -> None:
         *SHOWN,
     ]
     ads = ["1,6406,83237,11,95471,170.0", "1,1,1,1,1,1.0", "2,1,1,1,none,1.0", "3,1,1,1,1,-1.0"]
-    people = ["1,0,5,2,5,,3,0,3", "1,0,5,2,5,,3,0,3"]
+    ads += ["4,zero,1,1,1,1.0", "4,1,zero,1,1,1.0", "4,1,1,zero,1,1.0"]
+    people = ["1,0,5,2,5,,3,0,3", "1,0,5,2,5,,3,0,3", "2,zero,5,2,5,,3,0,3", "2,0,5,2,5,,3,0,3.0"]
     behaviours = [*BEFORE, "1,x,pv,1,1", "1,1493000000,look,1,1", "1,1493000000,pv,,1"]
     folder = files.alimama(tmp_path, shown, behaviours, ads, people)
     logs = read_alimama(folder, partial=True, max_bad_share=0.9)
@@ -184,7 +185,12 @@ def test_malformed_rows_of_each_file_have_their_line(tmp_path: Path) -> None:
         ("ad_feature.csv", 3, "adgroup_id again"),
         ("ad_feature.csv", 4, f"brand {digits}"),
         ("ad_feature.csv", 5, "price is not a number from 0"),
+        ("ad_feature.csv", 6, f"cate_id {digits}"),
+        ("ad_feature.csv", 7, f"campaign_id {digits}"),
+        ("ad_feature.csv", 8, f"customer {digits}"),
         ("user_profile.csv", 3, "userid again"),
+        ("user_profile.csv", 4, f"cms_segid {digits}"),
+        ("user_profile.csv", 5, f"new_user_class_level {digits}"),
         ("behavior_log.csv", 5, "time_stamp is not an integer"),
         ("behavior_log.csv", 6, "btag is not pv, cart, fav or buy"),
         ("behavior_log.csv", 7, f"cate {digits}"),

@@ -91,8 +91,12 @@ def test_the_size_of_electronics_is_known(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_malformed_reviews_and_metadata_have_their_line(tmp_path: Path) -> None:
     """Each kind has its reason; a literal that is none, too deep or too long stops nothing."""
+    one = review("U", "B1", 1)
     broken = ["not JSON", '{"asin": "B1"}', '{"reviewerID": "U"}']
-    broken += [review("U", "B1", 1).replace('"unixReviewTime": 1', '"unixReviewTime": "soon"')]
+    broken += [one.replace('"unixReviewTime": 1', '"unixReviewTime": "soon"')]
+    broken += [one.replace('"U"', '{"a": 1}').replace('"B1"', "[1, 2]")]
+    broken += [one.replace('"B1"', "[1, 2]"), one.replace('"U"', "7")]
+    broken += [one.replace('"unixReviewTime": 1', '"unixReviewTime": "1"')]
     asked = [review("V", f"X{n}", n) for n in range(6)]
     meta = [
         "{'asin': 'X0', 'categories': [['a']]",
@@ -114,6 +118,10 @@ def test_malformed_reviews_and_metadata_have_their_line(tmp_path: Path) -> None:
         (22, "empty reviewerID"),
         (23, "empty asin"),
         (24, "unixReviewTime is not an integer"),
+        (25, "reviewerID is not a text"),
+        (26, "asin is not a text"),
+        (27, "reviewerID is not a text"),
+        (28, "unixReviewTime is not an integer"),
         (10, "not a Python literal"),
         (11, "categories is not a list of lists of texts"),
         (12, "not a Python literal"),

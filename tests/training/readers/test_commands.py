@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.training import test_logs
 from tests.training.readers import files
 from tests.training.test_job import ONE, command
 
@@ -65,6 +68,8 @@ MAKE: dict[str, Callable[[Path], Path]] = {
     "alimama": alimama,
     "ali-ccp": ali_ccp,
     "taobao": taobao,
+    "movielens-1m": lambda folder: test_logs.movielens(folder, test_logs.ratings_of(3)),
+    "amazon-csv": test_logs.amazon,
 }
 
 
@@ -106,6 +111,56 @@ def test_a_part_of_a_data_set_has_to_be_said(
     assert "rows: expected the published 100,150,807, found 360 (--partial" in (
         capsys.readouterr().err
     )
+    assert not out.exists()
+
+
+def replaced(folder: Path, file: str, data: bytes) -> None:
+    """Put another text into a file, or into the member of a zip; an empty .gz has no header."""
+    zipped, _, member = file.partition("/")
+    if not member:
+        (folder / file).write_bytes(gzip.compress(data) if data and file.endswith(".gz") else data)
+        return
+    with zipfile.ZipFile(folder / zipped) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder / zipped, "w") as archive:
+        for name, content in {**members, member: data}.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "data"),
+    [
+        ("movielens-1m", "ml-1m.zip/ml-1m/ratings.dat", b""),
+        ("movielens-1m", "ml-1m.zip/ml-1m/movies.dat", b"\n"),
+        ("movielens-1m", "ml-1m.zip/ml-1m/users.dat", b""),
+        ("movielens-20m", "ml-20m.zip/ml-20m/ratings.csv", b"userId,movieId,rating,timestamp\n"),
+        ("movielens-20m", "ml-20m.zip/ml-20m/movies.csv", b"movieId,title,genres\n"),
+        ("amazon-csv", "tiny.events.csv.gz", b"user_id,item_id,step\n"),
+        ("amazon-csv", "tiny.items.csv.gz", b"item_id,category_id\n"),
+        ("amazon-csv", "tiny.test.csv.gz", b"user_id,positive_item_id,negative_item_id\n"),
+        ("amazon-reviews", "reviews_Toys_5.json.gz", b"\n"),
+        ("amazon-reviews", "reviews_Toys_5.json.gz", b""),
+        ("amazon-reviews", "meta_Toys.json.gz", b""),
+        ("alimama", "raw_sample.csv", b"user,time_stamp,adgroup_id,pid,nonclk,clk\n"),
+        ("alimama", "behavior_log.csv", b"user,time_stamp,btag,cate,brand\n"),
+        *(
+            ("ali-ccp", f"{name}_{split}.csv", b"")
+            for name in ("sample_skeleton", "common_features")
+            for split in ("train", "test")
+        ),
+        ("taobao", "UserBehavior.csv", b""),
+    ],
+)
+def test_a_file_without_rows_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, file: str, data: bytes
+) -> None:
+    """The line names the file and what was expected; exit code 1, and nothing is written."""
+    path, out = MAKE[source](tmp_path), tmp_path / "out"
+    known = ("--partial",) if source in SOURCES else ()
+    replaced(tmp_path, file, data)
+    assert command("prepare", "--source", source, "--path", path, "--out", out, *known) == 1
+    printed = capsys.readouterr().err
+    assert f"error: {tmp_path / file}: rows: expected at least one row, found none" in printed
     assert not out.exists()
 
 

@@ -11,6 +11,8 @@ from tests.training.readers import files
 from training.logs import LogsError
 from training.readers import movielens, read_movielens_20m
 
+DIGITS = "is not a whole number of at most 9 digits"
+
 
 def ratings(users: int) -> list[str]:
     """Each user rates film 2 before film 1, listed the other way round."""
@@ -67,6 +69,7 @@ def test_the_published_size_is_taken_without_being_told(
 def test_malformed_ratings_have_their_line_the_header_being_the_first(tmp_path: Path) -> None:
     """Each kind has its reason, and the sound lines stay."""
     lines = ["1,1,4.0,5", "1,1,4.2,5", "1,1,4,5", ",1,4.0,5", "1,1,4.0,x", "1,1,4.0", "1,2,0.5,6"]
+    lines += ["abc,xyz,3.5,5", "1,1.0,3.5,5"]
     logs = read_movielens_20m(files.movielens_20m(tmp_path, lines), partial=True, max_bad_share=0.9)
     assert [(line, reason) for _, line, reason in logs.malformed.bad] == [
         (3, "rating is not 0.5 to 5.0 in half stars"),
@@ -74,5 +77,7 @@ def test_malformed_ratings_have_their_line_the_header_being_the_first(tmp_path: 
         (5, "empty userId"),
         (6, "timestamp is not an integer"),
         (7, "the number of fields is not 4"),
+        (9, f"userId {DIGITS}"),
+        (10, f"movieId {DIGITS}"),
     ]
     assert logs.events.height == 2

@@ -8,20 +8,25 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tests.training.prepared import read_tables
 from tests.training.readers import files
 from training.dataset import build, learn_encoder
+from training.logs import LogsError
 from training.readers import read_ali_ccp, read_alimama
 
 FIXTURES = Path(__file__).resolve().parents[3].parent / "shared/data/fixtures"
 LENGTH = 50  # behaviours of an impression in the prepared rows; btag 0 or category 0 is padding
 
 
-def rows_of(name: str) -> list[list[str]]:
+def text_of(name: str) -> str:
     path = FIXTURES / name
     if not path.exists():
         pytest.skip(f"no real data in {FIXTURES}")
-    with gzip.open(path, "rt") as file:
-        return [line.strip().split(",") for line in file]
+    return gzip.decompress(path.read_bytes()).decode()
+
+
+def rows_of(name: str) -> list[list[str]]:
+    return [line.strip().split(",") for line in text_of(name).splitlines()]
 
 
 @pytest.mark.real_data
@@ -78,3 +83,33 @@ def test_real_samples_of_ali_ccp_are_read(tmp_path: Path) -> None:
     assert train.select("item_id", "product", "shop", "scene").null_count().row(0) == (0, 0, 0, 0)
     past = [sum(pair.startswith("109_14:") for pair in pairs) for _, _, _, *pairs in rows]
     assert logs.events["behaviour"].sum() == 2 * sum(past) > 0
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("kind", ["common_features", "sample_skeleton"])
+def test_a_preparation_of_ali_ccp_is_not_its_official_layout(tmp_path: Path, kind: str) -> None:
+    """One row of numbered columns, with a header, is refused with its lines and what they lack."""
+    users = [files.common("a", ("101", "1", "1.0"))]
+    samples = [files.sample(1, 0, 0, "a", ("206", "1", "1.0"))]
+    folder = files.ali_ccp(tmp_path, (samples, users), (samples, users))
+    file = folder / f"{kind}_train.csv"
+    file.write_text(text_of("aliccp-100rows.csv.gz"))
+    number = 3 if kind == "common_features" else 6
+    reason = f"the number of fields is not {number}"
+    with pytest.raises(LogsError, match=f"line 1: {reason}") as refused:
+        read_ali_ccp(folder, partial=True)
+    assert refused.value.malformed.bad[:2] == ((str(file), 1, reason), (str(file), 2, reason))
+
+
+@pytest.mark.real_data
+def test_rows_of_aliexpress_lack_what_own_tables_need(tmp_path: Path) -> None:
+    """They have a search and two labels, and neither a user, an item nor a time."""
+    (tmp_path / "events.csv").write_text(text_of("aliexpress-100rows.csv.gz"))
+    schema = tmp_path / "schema.toml"
+    task = '[[task]]\nname = "click"\n'
+    schema.write_text(f'name = "x"\nhistory_length = 5\n{task}[[item]]\nname = "item_id"\n')
+    columns = {"user_id": "search_id", "item_id": "categorical_1"}
+    with pytest.raises(LogsError, match=r"events\.csv: ts: expected a column of this name"):
+        read_tables(tmp_path, schema, columns=columns)
+    with pytest.raises(LogsError, match=r"events\.csv: user_id: expected a column of this name"):
+        read_tables(tmp_path, schema)
