@@ -59,8 +59,9 @@ def eventually(client: httpx.Client, expression: str, expected: float) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
-            answer = client.get("/query", params={"query": f"sum({expression})"}).json()
-            found = [float(each["value"][1]) for each in answer["data"]["result"]]
+            answer = client.get("/query", params={"query": f"sum({expression})"})
+            if answer.status_code != 503:  # which it says until it is ready
+                found = [float(each["value"][1]) for each in answer.json()["data"]["result"]]
         except httpx.TransportError:
             pass
         if found == [expected]:

@@ -337,7 +337,7 @@ def broken_schema(folder: Path) -> None:
         (broken_schema, "fit --data data --out out", "schema.toml: file: expected valid TOML"),
         (no_validation, "fit --data data --out out", "impressions with split validation"),
         (a_long_id, "fit --data data --out out", "item_id: expected a string of 1 to 256"),
-        (None, "fit --data data --out out --model other", "--model: expected one of lr, fnn"),
+        (None, "fit --data data --out out --model other", "--model other: expected one of lr, fnn"),
         (None, "fit --data data --out out --set colour=red", "--set colour: expected an option"),
         (None, "fit --data data --out out --set head=[]", "--set head: expected a value like"),
         (None, "fit --data data --out out --set task_weights=[1]", "for each task: click, buy"),

@@ -26,7 +26,7 @@ from tests.support import ROOT
 from training import metrics
 from training.__main__ import main
 from training.comparison import command as command_module
-from training.comparison import cost, entrants, job, page, plots
+from training.comparison import cost, entrants, job, page, plots, report
 from training.comparison.order import Order
 from training.comparison.paired import over_seeds
 from training.logs import Logs
@@ -95,7 +95,10 @@ def test_the_report_says_what_the_runs_measured(whole: tuple[Path, str]) -> None
         assert model["onnx_bytes"] == (runs[0].folder / "model.onnx").stat().st_size
         assert len(report["timings"]["samples_per_s"][label]["values"]) == 2
     din = report["models"]["DIN"]
-    for name in ("auc", "buy.gauc"):
+    for name in ("auc", "gauc", "buy.auc", "buy.gauc"):
+        if min(values["base", name]) <= 0.5:  # a baseline no better than chance measures nothing
+            assert f"rela_impr.{name}" not in din["metrics"]
+            continue
         expected = [
             metrics.rela_impr(ours, theirs)
             for ours, theirs in zip(values["DIN", name], values["base", name], strict=True)
@@ -114,6 +117,20 @@ def test_the_report_says_what_the_runs_measured(whole: tuple[Path, str]) -> None
     assert report["models"][report["best"]]["metrics"]["gauc"]["mean"] == max(
         model["metrics"]["gauc"]["mean"] for model in report["models"].values()
     )
+
+
+def test_rela_impr_is_of_runs_with_the_same_seed() -> None:
+    """A mean over seeds where each seed's baseline is better than chance, else there is none."""
+    ours = {name: {"values": [0.7, 0.8]} for name in ("log_loss", "auc", "gauc")}
+    base = {
+        "log_loss": {"values": [1, 1]},
+        "auc": {"values": [0.6, 0.7]},
+        "gauc": {"values": [0.6, 0.4]},
+    }
+    found = report._rela_impr(ours, base)
+    assert found.keys() == {"rela_impr.auc"}
+    assert found["rela_impr.auc"]["values"] == pytest.approx([1.0, 0.5])
+    assert found["rela_impr.auc"]["mean"] == pytest.approx(0.75)
 
 
 def test_latency_is_said_to_be_of_what_was_timed(whole: tuple[Path, str]) -> None:
