@@ -73,41 +73,27 @@ def fit(
     """
     with cluster.join() as group:
         update = update if group.leader else quiet
-        return _fit(data, out, model, seed, given, threads, update, skip, group)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True)
+        update("read", 0, 0, {})
+        logs = Chunks(data, skip)
+        config, how = settings(logs.schema.name, model, given)
+        hold(logs.schema, config, how)
+        about = describe(data, digest(data), model, config, how, seed, threads)
+        run, finished = Run(out), list[dict[str, Any]]()
 
+        def look() -> None:
+            if group.leader and run.found(about) and (results := run.results()):
+                run.clear()  # after a fit that was killed right after its end
+                finished.append(results)
 
-def _fit(
-    data: Path,
-    out: Path,
-    model: str,
-    seed: int,
-    given: Sequence[str],
-    threads: int,
-    update: Update,
-    skip: bool,
-    group: Group,
-) -> tuple[dict[str, Any], bool] | None:
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    update("read", 0, 0, {})
-    logs = Chunks(data, skip)
-    config, how = settings(logs.schema.name, model, given)
-    hold(logs.schema, config, how)
-    about = describe(data, digest(data), model, config, how, seed, threads)
-    run, finished = Run(out), list[dict[str, Any]]()
-
-    def look() -> None:
-        if group.leader and run.found(about) and (results := run.results()):
-            run.clear()  # after a fit that was killed right after its end
-            finished.append(results)
-
-    group.agree(look)
-    if group.sum(len(finished)):
-        return (finished[0], False) if group.leader else None
-    parts = (run.shards, how.shard, about) if group.size == 1 else None
-    encoded = encode(logs, data, update, parts=parts)
-    results = train(run, encoded, about, update, group=group)
-    return (results, True) if group.leader else None
+        group.agree(look)
+        if group.sum(len(finished)):
+            return (finished[0], False) if group.leader else None
+        parts = (run.shards, how.shard, about) if group.size == 1 else None
+        encoded = encode(logs, data, update, parts=parts)
+        results = train(run, encoded, about, update, group=group)
+        return (results, True) if group.leader else None
 
 
 def describe(
