@@ -114,7 +114,9 @@ class Checks:
     def label(self, task: str) -> None:
         value = self._real(task)
         known = value.isin([0.0, 1.0]).fill_null(False)
-        self.mark(self._value(task).notnull() & ~known, f"{task} is not 0, 1 or null")
+        # Ibis takes NaN for a missing value on Spark, and on no other engine.
+        given = self._value(task).notnull() | value.isnan()
+        self.mark(given & ~known, f"{task} is not 0, 1 or null")
         self.columns[task] = ibis.ifelse(known, value, None).cast("int8")
 
     def flag(self) -> None:

@@ -130,7 +130,7 @@ def encode(
 
     Ids that ``start`` knew have a row too; those not seen for ``forget_days`` have none. All is in
     memory unless there may be ``parts``: a folder for shards, their size, what they are of. Raises
-    `LogsError` when a split has no impressions.
+    `LogsError` when train or test has no impressions.
     """
     update("learn ids", 0, 0, {})
     seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days)
@@ -140,8 +140,8 @@ def encode(
         sets = in_memory(logs, encoder, update)
     else:
         sets = in_parts(logs, encoder, *parts, update)
-    for split, part in sets.items():
-        _need(data, split, part)
+    for split in ("train", "test"):
+        _need(data, split, sets[split])
     _need_both_labels(data, logs, sets["train"])
     return Encoded(logs, seen, encoder, sets)
 
@@ -157,7 +157,7 @@ def train(
     group: Group | None = None,
 ) -> dict[str, Any]:
     """Train a network ``about`` which run.json says everything, calibrate it on the validation
-    impressions, measure it and write all down; the run's results.
+    impressions (not where there are none), measure it and write all down; the run's results.
 
     With the state of an earlier version it goes on from there: see `training.carry`. The test
     impressions' logits are kept beside it if asked for, of logs that are in memory. Of a ``group``
@@ -189,7 +189,7 @@ def train(
     carried = _go_on(trainer, start, Outline(logs.schema, about["model"], about["options"], seen))
     progress = trainer.fit(update)
     network.settle_unknown(trainer.counts)
-    measured = {name: sets[name] for name in ("validation", "test")}
+    measured = {name: part for name, part in sets.items() if name != "train" and len(part)}
     kept: list[Array] = []
 
     def see(part: Dataset, logits: Array) -> None:
@@ -197,9 +197,13 @@ def train(
             kept.append(logits)
 
     tallies = _tally(network, measured, update, see)
-    calibration = tallies["validation"].calibrate(how.negatives_kept)
+    validation = tallies.get("validation", Tally(len(logs.schema.tasks)))
+    calibration = validation.calibrate(how.negatives_kept)
     results = {
-        "metrics": {name: _measure(logs, each, calibration) for name, each in tallies.items()},
+        "metrics": {
+            name: _measure(logs, tallies[name], calibration) if name in tallies else {}
+            for name in ("validation", "test")
+        },
         "progress": asdict(progress),
         "samples_per_s": progress.impressions / progress.seconds if progress.seconds else 0.0,
     }
@@ -214,7 +218,7 @@ def train(
         weights=network.state_dict(),
         moments=trainer.moments(),
     )
-    histograms = tallies["validation"].histograms(calibration)
+    histograms = validation.histograms(calibration)
     spread = dict(zip(logs.schema.tasks, histograms, strict=True))
     told = {HISTOGRAM: spread, "learnt_until": window.learnt_until(logs), **carried}
     if keep_logits:

@@ -10,16 +10,18 @@ USE = {
     "test": "it can't be ranked",
 }
 
+NONE = {
+    "train": ", without which there is no fit",
+    "validation": ": a fit keeps the last weights and calibrates nothing",
+    "test": ", without which there is no fit",
+}
+
 
 def lacks(written: Written) -> list[str]:
     """One line for each split without impressions, or with one class of labels of a task, and one
     for the users whose only event has no history."""
     labels = written.labels
-    lines = [
-        f"no {split} impressions, without which there is no fit"
-        for split in SPLITS
-        if split not in labels
-    ]
+    lines = [f"no {split} impressions{NONE[split]}" for split in SPLITS if split not in labels]
     for split in (each for each in SPLITS if each in labels):
         for task, (low, high) in labels[split].items():
             if low == high:

@@ -33,6 +33,9 @@ def metrics_table(console: Console, title: str, rows: Mapping[str, Mapping[str, 
 def undefined(console: Console, rows: Mapping[str, Mapping[str, float]]) -> None:
     """What labels do not allow to be measured, by split and task."""
     for split, values in rows.items():
+        if not values:
+            line = f"{split}: no impressions: the last weights are kept, and nothing is calibrated"
+            console.print(f"note: {line}", highlight=False, markup=False, soft_wrap=True)
         for name in (name for name in values if name.rpartition(".")[2] == "log_loss"):
             task, dot, _ = name.rpartition(".")
             of = f"{split}, {task}" if task else split

@@ -139,6 +139,8 @@ class Tally:
         return found
 
     def _all(self) -> tuple[Ints, Array, Array]:
+        if not self._kept:
+            return np.zeros(0, np.int64), *2 * (np.zeros((0, self.tasks), np.float32),)
         if len(self._kept) > 1:
             user, label, logit = zip(*self._kept, strict=True)
             self._kept = [(np.concatenate(user), np.concatenate(label), np.concatenate(logit))]

@@ -140,3 +140,28 @@ def _table(draw: st.DrawFn, names: list[str], rows: int) -> pa.Table:
         values = st.lists(st.sampled_from(some), min_size=rows, max_size=rows)
         arrays[name] = pa.array(draw(values), kind)
     return pa.table(arrays)
+
+
+def every_kind() -> list[Tables]:
+    """Each type of each column in one of the tables at least, and each odd value in a row of its own."""
+    names = [*EVENTS, *OPTIONAL]
+    number = max(len(kinds) for kinds in COLUMNS.values())
+    return [
+        Tables(_every_value(names, index), _every_value(["item_id", "colours"], index), 1 + index % 2)
+        for index in range(number)
+    ]
+
+
+def _every_value(names: list[str], index: int) -> pa.Table:
+    """Sound values in turn, then for each odd value of a column a row that has it."""
+    kinds = {name: COLUMNS[name][index % len(COLUMNS[name])] for name in names}
+    odd = [(name, value) for name, (_, _, values) in kinds.items() for value in values]
+    whole = max(len(sound) for _, sound, _ in kinds.values())
+    arrays = {}
+    for name, (kind, sound, _) in kinds.items():
+        values = [sound[row % len(sound)] for row in range(whole + len(odd))]
+        for row, (of, value) in enumerate(odd, start=whole):
+            if of == name:
+                values[row] = value
+        arrays[name] = pa.array(values, kind)
+    return pa.table(arrays)

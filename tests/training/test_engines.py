@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.training.any_tables import Tables, tables
+from tests.training.any_tables import Tables, every_kind, tables
 from training.engines import Engine, EngineError, start
 from training.logs import TABLES, LogsError, Written
 from training.tables import prepare
@@ -59,6 +59,17 @@ def test_spark_writes_what_duckdb_writes_to_the_byte(spark: Engine, drawn: Table
         drawn.write(source, drawn.files)
         expected = files(None, source, Path(name, "duckdb"))
         assert files(spark, source, Path(name, "spark")) == expected
+
+
+@pytest.mark.parametrize("each", every_kind())
+def test_spark_finds_in_every_type_of_column_what_duckdb_finds(
+    tmp_path: Path, spark: Engine, each: Tables
+) -> None:
+    """Whatever is odd in a row, it is so for both, for the same reason."""
+    each.write(tmp_path / "source", each.files)
+    expected = files(None, tmp_path / "source", tmp_path / "duckdb")
+    assert files(spark, tmp_path / "source", tmp_path / "spark") == expected
+    assert not isinstance(expected, str) and expected[0].malformed.bad
 
 
 def spoilt(folder: Path) -> Path:

@@ -51,7 +51,7 @@ def test_what_logs_lack_is_said(shop_logs: Logs) -> None:
     logs = Logs(shop_logs.schema, events, shop_logs.items, shop_logs.users, shop_logs.schema_text)
     said = lacks(logs.written())
     assert said[:3] == [
-        "no validation impressions, without which there is no fit",
+        "no validation impressions: a fit keeps the last weights and calibrates nothing",
         "every buy of train is 0: a model learns nothing of it",
         "every click of test is 1: it can't be ranked",
     ]
@@ -69,15 +69,37 @@ def test_a_user_of_one_event_is_counted(shop_logs: Logs) -> None:
     ]
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def without(split: str, logs: Logs, folder: Path) -> Path:
+    """Logs whose impressions of a split are behaviours only, written."""
+    left = pl.when(pl.col("split") != split).then("split")
+    tasks = {task: pl.when(pl.col("split") != split).then(task) for task in ("click", "buy")}
+    kept = {"behaviour": pl.col("behaviour") | (pl.col("split") == split)}
+    return altered(logs, folder, split=left, **tasks, **kept)
+
+
+def test_without_validation_the_last_weights_are_kept_uncalibrated(
+    shop_logs: Logs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said, and such a run is evaluated and exported as any other."""
+    data, run = without("validation", shop_logs, tmp_path / "data"), tmp_path / "run"
+    assert command("fit", "--data", data, "--out", run, *FIT) == 0
+    said = capsys.readouterr().err
+    assert "validation: no impressions: the last weights are kept, and nothing is calibrated" in said
+    found = json.loads((run / "run.json").read_text())
+    assert found["progress"]["best_step"] == found["progress"]["step"] > 1
+    assert found["progress"]["evaluations"] == [] and found["metrics"]["validation"] == {}
+    assert found["calibration"] == {"slope": [1.0, 1.0], "offset": [0.0, 0.0]}
+    assert found["metrics"]["test"]["impressions"] > 0
+    assert command("evaluate", "--run", run) == 0
+    assert command("export", "--run", run, "--repository", tmp_path / "repository") == 0
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
 def test_fit_refuses_logs_without_a_split(
     shop_logs: Logs, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str
 ) -> None:
     """One line that names the file, the column and the split; exit code 1; nothing written."""
-    left = pl.when(pl.col("split") != split).then("split")
-    tasks = {task: pl.when(pl.col("split") != split).then(task) for task in ("click", "buy")}
-    kept = {"behaviour": pl.col("behaviour") | (pl.col("split") == split)}
-    data = altered(shop_logs, tmp_path / "data", split=left, **tasks, **kept)
+    data = without(split, shop_logs, tmp_path / "data")
     assert command("fit", "--data", data, "--out", tmp_path / "run", *FIT) == 1
     expected = f"split: expected impressions with split {split}, found none"
     assert expected in capsys.readouterr().err

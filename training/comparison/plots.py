@@ -38,6 +38,8 @@ def curves(report: Report) -> bytes:
             for seed, run in enumerate(model["curves"]):
                 named = {"label": "training"} if not seed else {}
                 losses.plot(*_smooth(run["losses"]), color=TRAIN, linewidth=1, **named)
+                if not run["evaluations"]:
+                    continue
                 steps = [each["step"] for each in run["evaluations"]]
                 named = {"label": "validation"} if not seed else {}
                 for of, key, more in ((losses, "loss", named), (gauc, "gauc", {})):

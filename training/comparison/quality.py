@@ -109,6 +109,12 @@ def told(sets: Mapping[str, Dataset], tasks: Sequence[str]) -> tuple[dict[str, A
             "users": len(np.unique(data.user)),
             "positives": positives,
         }
+        if not len(data):
+            notes.append(
+                f"{split}: no impressions; of each run the last weights are kept, and its "
+                "probabilities are not calibrated."
+            )
+            continue
         for task, positive in positives.items():
             if positive in (0, len(data)):
                 what = {
