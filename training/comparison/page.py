@@ -256,7 +256,12 @@ def _data(report: Report) -> str:
             split,
             f"{found['impressions']:,}",
             f"{found['users']:,}",
-            *(f"{found['positives'][task] / found['impressions']:.1%}" for task in report["tasks"]),
+            *(
+                f"{found['positives'][task] / found['impressions']:.1%}"
+                if found["impressions"]
+                else "-"
+                for task in report["tasks"]
+            ),
         )
         for split, found in report["impressions"].items()
     ]

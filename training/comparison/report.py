@@ -206,13 +206,7 @@ def _costs(
         graphs[entrant.label] = path
         model["onnx_bytes"] = path.stat().st_size
     update("export", len(entrants), len(entrants), {})
-    latency, latency_of = cost.latency(graphs, encoded.encoder, update)
-    if (length := latency_of["behaviours"]) < cost.LENGTH:
-        notes.append(
-            f"Latency is that of {length} behaviours, the schema's history_length, and not of "
-            f"{cost.LENGTH}."
-        )
-    return latency, latency_of
+    return cost.latency(graphs, encoded.encoder, update)
 
 
 def _pictures(order: Order, encoded: Encoded, models: Mapping[str, Model]) -> dict[str, Any]:
