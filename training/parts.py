@@ -17,6 +17,7 @@ from terminal.progress import Update
 from training.logs import LogsError
 
 SLICE = 1 << 24
+STEP = 1 << 12
 LONGEST_LINE = 1 << 26
 UNREADABLE = (
     *(OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError),
@@ -26,6 +27,8 @@ UNREADABLE = (
 
 class _Text(Protocol):
     def read(self, size: int, /) -> bytes: ...
+
+    def read1(self, size: int, /) -> bytes: ...
 
 
 @dataclass
@@ -86,8 +89,21 @@ class TextFile:
         except UNREADABLE as error:
             kind = "zip" if self.member else "file"
             where = self.member or "file"
-            raise LogsError(str(self.path), where, f"a readable {kind} ({error})") from None
+            broken = f", noticed in line {line}" if (line := self._broken_line()) else ""
+            expected = f"a readable {kind} ({error}{broken})"
+            raise LogsError(str(self.path), where, expected) from None
         reading.add(size - done)
+
+    def _broken_line(self) -> int:
+        """The line in which reading fails, looked for in small steps; 0 where nothing is read."""
+        line = 0
+        try:
+            with self._open() as (text, _):
+                while block := text.read1(STEP):
+                    line = max(line, 1) + block.count(b"\n")
+        except (KeyError, *UNREADABLE):
+            pass
+        return line
 
     @contextmanager
     def _open(self) -> Iterator[tuple[_Text, Callable[[], int]]]:

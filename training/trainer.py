@@ -3,7 +3,8 @@
 Adam in both halves: dense for the layers, sparse for the embedding tables and the gates of
 behaviour fields, where a step touches only the rows that occur in it. The rate rises over the
 first steps and falls to zero at the last. The weights with the best validation GAUC (mean over
-tasks) are kept, the last ones where nothing is there to validate with. Several processes do each step together, as one: see `training.group`.
+tasks) are kept, the last ones where there is nothing to validate with. Several processes do each
+step together, as one: see `training.group`.
 """
 
 from __future__ import annotations

@@ -143,11 +143,13 @@ def _table(draw: st.DrawFn, names: list[str], rows: int) -> pa.Table:
 
 
 def every_kind() -> list[Tables]:
-    """Each type of each column in one of the tables at least, and each odd value in a row of its own."""
+    """Each type of each column in some table, and each odd value of it in a row of its own."""
     names = [*EVENTS, *OPTIONAL]
     number = max(len(kinds) for kinds in COLUMNS.values())
     return [
-        Tables(_every_value(names, index), _every_value(["item_id", "colours"], index), 1 + index % 2)
+        Tables(
+            _every_value(names, index), _every_value(["item_id", "colours"], index), 1 + index % 2
+        )
         for index in range(number)
     ]
 

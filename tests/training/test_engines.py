@@ -69,7 +69,8 @@ def test_spark_finds_in_every_type_of_column_what_duckdb_finds(
     each.write(tmp_path / "source", each.files)
     expected = files(None, tmp_path / "source", tmp_path / "duckdb")
     assert files(spark, tmp_path / "source", tmp_path / "spark") == expected
-    assert not isinstance(expected, str) and expected[0].malformed.bad
+    assert not isinstance(expected, str)
+    assert expected[0].malformed.bad
 
 
 def spoilt(folder: Path) -> Path:

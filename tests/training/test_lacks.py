@@ -84,10 +84,13 @@ def test_without_validation_the_last_weights_are_kept_uncalibrated(
     data, run = without("validation", shop_logs, tmp_path / "data"), tmp_path / "run"
     assert command("fit", "--data", data, "--out", run, *FIT) == 0
     said = capsys.readouterr().err
-    assert "validation: no impressions: the last weights are kept, and nothing is calibrated" in said
+    assert (
+        "validation: no impressions: the last weights are kept, and nothing is calibrated" in said
+    )
     found = json.loads((run / "run.json").read_text())
     assert found["progress"]["best_step"] == found["progress"]["step"] > 1
-    assert found["progress"]["evaluations"] == [] and found["metrics"]["validation"] == {}
+    assert found["progress"]["evaluations"] == []
+    assert found["metrics"]["validation"] == {}
     assert found["calibration"] == {"slope": [1.0, 1.0], "offset": [0.0, 0.0]}
     assert found["metrics"]["test"]["impressions"] > 0
     assert command("evaluate", "--run", run) == 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -67,8 +70,6 @@ def test_progress_rises_to_the_bytes_on_disk(
 @given(st.lists(st.binary(max_size=5).filter(lambda line: b"\n" not in line)), st.integers(0, 9))
 def test_whatever_the_lines_nothing_is_lost(lines: list[bytes], size: int) -> None:
     """Parts end where lines do, but the last."""
-    import io
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "SLICE", size)
         found = list(parts._whole_lines(io.BytesIO(b"\n".join(lines)), "f"))
@@ -89,14 +90,54 @@ def test_a_line_without_end_is_not_collected(
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, forms: list[TextFile]) -> None:
-    """A missing file, one cut short, a missing member, a zip that is none."""
+    """A missing file, a missing member, a zip that is none."""
     with pytest.raises(LogsError, match=r"none\.csv: file: expected a readable file"):
         read(TextFile(tmp_path / "none.csv"))
-    short = tmp_path / "short.csv.gz"
-    short.write_bytes((tmp_path / "t.csv.gz").read_bytes()[:-20])
-    with pytest.raises(LogsError, match=r"short\.csv\.gz: file: expected a readable file"):
-        read(TextFile(short))
     with pytest.raises(LogsError, match=r"t\.zip: other\.csv: expected a member of this name"):
         read(TextFile(tmp_path / "t.zip", "other.csv"))
     with pytest.raises(LogsError, match=r"t\.csv: t: expected a readable zip"):
         read(TextFile(tmp_path / "t.csv", "t"))
+
+
+LINES = b"\n".join(hashlib.sha256(b"%d" % row).hexdigest().encode() for row in range(4_000))
+
+
+def packed(folder: Path, form: str) -> Path:
+    """`LINES` as t.csv in one of the compressed forms."""
+    path = folder / form
+    match form:
+        case "t.csv.gz":
+            path.write_bytes(gzip.compress(LINES))
+        case "t.csv.tar.gz":
+            with tarfile.open(path, "w:gz") as tar:
+                info = tarfile.TarInfo("t.csv")
+                info.size = len(LINES)
+                tar.addfile(info, io.BytesIO(LINES))
+        case _:
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("t.csv", LINES)
+    return path
+
+
+@pytest.mark.parametrize("form", ["t.csv.gz", "t.csv.tar.gz"])
+def test_a_file_cut_short_is_said_to_break_in_its_line(tmp_path: Path, form: str) -> None:
+    """Half of the file is about half of the lines."""
+    path = packed(tmp_path, form)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(
+        LogsError, match=r"gz: file: expected a readable file \(.*, noticed in line \d"
+    ):
+        read(TextFile(path))
+    assert 1_800 < TextFile(path)._broken_line() < 2_200
+
+
+def test_a_wrong_byte_is_noticed_at_the_sum_over_all_at_the_latest(tmp_path: Path) -> None:
+    path = packed(tmp_path, "t.zip")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        LogsError, match=r"t\.zip: t\.csv: expected a readable zip \(.*, noticed in"
+    ):
+        read(TextFile(path, "t.csv"))
+    assert 1_800 < TextFile(path, "t.csv")._broken_line() <= 4_000

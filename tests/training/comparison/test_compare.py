@@ -347,7 +347,8 @@ def test_an_empty_validation_set_is_said_and_handled(data: Path, tmp_path: Path)
     report = reported(tmp_path / "out")
     assert any(note.startswith("validation: no impressions") for note in report["notes"])
     [run] = report["models"]["DIN"]["curves"]
-    assert run["evaluations"] == [] and run["best_step"] == run["losses"][-1][0]
+    assert run["evaluations"] == []
+    assert run["best_step"] == run["losses"][-1][0]
 
 
 def test_a_run_that_diverges_is_named(
