@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from model.contract.schema import Schema
-from model.layers import Activation, activation, softmax
+from model.layers import (
+    Activation,
+    BehaviourFields,
+    Embeddings,
+    History,
+    activation,
+    softmax,
+)
 from model.network import NetworkConfig
 from model.tensors import Dense, Pairs, Tensors
 
@@ -27,8 +34,9 @@ class DINConfig(NetworkConfig):
 
     ``interaction`` is what the unit sees of candidate and behaviour together. ``recency`` adds a
     learnt term per age of the behaviour to its weight, ``product`` gives the head the product of
-    interest and candidate, ``behaviour_dropout`` is the share of a candidate's behaviours left out
-    while training (a raw sum is scaled up to make good for it).
+    interest and candidate, ``behaviour_fields`` is what a behaviour's own fields do to its item
+    (`History`), ``behaviour_dropout`` is the share of a candidate's behaviours left out while
+    training (a raw sum is scaled up to make good for it).
     """
 
     product: bool = True
@@ -38,10 +46,14 @@ class DINConfig(NetworkConfig):
     interaction: Interaction = "difference"
     weights: Literal["raw", "softmax"] = "raw"
     recency: bool = True
+    behaviour_fields: BehaviourFields = "gate"
     behaviour_dropout: float = 0.0
 
     def interest(self, schema: Schema, width: int) -> Attention:
         return Attention(width, schema.history_length, self)
+
+    def behaviours(self, schema: Schema, embeddings: Embeddings) -> History:
+        return History(schema, embeddings, self.behaviour_fields)
 
 
 class LocalActivationUnit(nn.Module):

@@ -12,6 +12,7 @@ from model.contract.ids import OOV
 from model.contract.schema import Group, Schema
 
 Activation = Literal["sigmoid", "relu", "prelu", "dice"]
+BehaviourFields = Literal["gate", "shift", "none"]
 
 
 MOMENTUM = 0.01
@@ -190,21 +191,26 @@ class Embeddings(nn.Module):
 
 
 class History(nn.Module):
-    """Behaviours to vectors: the item's embedding, scaled and shifted by each behaviour field.
+    """Behaviours to vectors: the item's embedding and the behaviour's own fields (a rating ...).
 
-    ``e_j = item_j * (1 + scale[f_j]) + shift[f_j]``, summed over the fields f (a rating ...).
+    ``gate``: ``e_j = item_j * (1 + scale[f_j]) + shift[f_j]``, summed over the fields f; ``shift``:
+    ``item_j + shift[f_j]``, side information as it is usually added; ``none``: the item alone.
     """
 
-    def __init__(self, schema: Schema, embeddings: Embeddings) -> None:
+    def __init__(
+        self, schema: Schema, embeddings: Embeddings, fields: BehaviourFields = "gate"
+    ) -> None:
         super().__init__()
         self.columns = schema.width("item")
         self.fields = schema.columns("behaviour")
-        self.names = [(field.name, field.table) for field in schema.behaviour]
-        width = embeddings.width("item")
+        used = () if fields == "none" else schema.behaviour
+        self.names = [(field.name, field.table) for field in used]
+        self.scales = fields == "gate"
+        width = (1 + self.scales) * embeddings.width("item")
         sizes = embeddings.sizes
         self.gates = nn.ModuleDict(
             {
-                name: nn.Embedding(sizes[table], 2 * width, padding_idx=0, sparse=True)
+                name: nn.Embedding(sizes[table], width, padding_idx=0, sparse=True)
                 for name, table in self.names
             }
         )
@@ -219,6 +225,8 @@ class History(nn.Module):
         both = sum(
             self.gates[name](extra[..., self.fields[name]].squeeze(-1)) for name, _ in self.names
         )
+        if not self.scales:
+            return item + both
         scale, shift = both.chunk(2, -1)
         return item * (1 + scale) + shift
 

@@ -50,6 +50,10 @@ class NetworkConfig(ABC):
         (B, D) as of `Tensors.behaviours`, and the weights are (P,) as of `Pairs`.
         """
 
+    def behaviours(self, schema: Schema, embeddings: Embeddings) -> History:
+        """How behaviours become vectors (B, D) or (U, L, D)."""
+        return History(schema, embeddings)
+
     def crossing(
         self, schema: Schema, sizes: Mapping[str, int], fields: int, inputs: int
     ) -> nn.Module | None:
@@ -78,7 +82,7 @@ class Network(nn.Module):
         self.schema, self.dim, self.product = schema, config.dim, config.product
         self.pretraining = config.pretraining
         self.embeddings = Embeddings(schema, sizes, config.dim)
-        self.history = History(schema, self.embeddings)
+        self.history = config.behaviours(schema, self.embeddings)
         self.width = self.embeddings.width("item")  # D
         self.interest = config.interest(schema, self.width)
         interest = int(self.interest.width)  # type: ignore[arg-type]

@@ -194,7 +194,10 @@ def rows_by_key(old: Keys, new: Keys) -> Ints:
 
 
 def _of_gate(outline: Outline) -> list[Hashable]:
-    return [(half, item.name) for half in ("scale", "shift") for item in outline.schema.item]
+    """``behaviour_fields`` is an option of some models; the others have gates."""
+    shift = outline.options.get("behaviour_fields") == "shift"
+    halves = ("shift",) if shift else ("scale", "shift")
+    return [(half, item.name) for half in halves for item in outline.schema.item]
 
 
 def _of_unit(outline: Outline) -> list[Hashable]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import tarfile
 import zipfile
@@ -115,6 +116,7 @@ class TextFile:
                         raise KeyError(self.member)
                     start = archive.getinfo(self.member).header_offset
                     with archive.open(self.member) as text:
+                        assert isinstance(text, zipfile.ZipExtFile)
                         yield text, lambda: raw.tell() - start
             elif self.path.name.endswith(".tar.gz"):
                 with tarfile.open(fileobj=raw, mode="r|gz") as tar:
@@ -131,7 +133,7 @@ def _named(name: str, tar: tarfile.TarFile) -> _Text:
     for info in tar:
         if info.isfile() and Path(info.name).name == name:
             text = tar.extractfile(info)
-            assert text is not None
+            assert isinstance(text, io.BufferedReader)
             return text
     raise KeyError(name)
 

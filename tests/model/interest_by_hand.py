@@ -54,9 +54,13 @@ def item(of: Weights, row: Array) -> Array:
 
 
 def behaviour(of: Weights, row: Array) -> Array:
-    """The vector of a behaviour: its item scaled and shifted by its rating and action (D,)."""
+    """The vector of a behaviour: its item scaled and shifted by its rating and action, or shifted
+    alone, or as it is (D,)."""
+    if "history.gates.rating.weight" not in of:
+        return item(of, row)
     both = of["history.gates.rating.weight"][row[4]] + of["history.gates.action.weight"][row[5]]
-    return item(of, row) * (1 + both[:6]) + both[6:]
+    scale = both[:6] if len(both) > 6 else 0
+    return item(of, row) * (1 + scale) + both[-6:]
 
 
 def interests(network: Network, batch: Batch, formula: Formula) -> list[Array]:

@@ -106,6 +106,10 @@ UNITS = {
     }
     for interaction, weights in itertools.product(("product", "outer"), ("raw", "softmax"))
 }
+UNITS |= {
+    f"din with fields {kind}": {"attention": [4], "recency": False, "behaviour_fields": kind}
+    for kind in ("shift", "none")
+}
 SEQUENCES: dict[str, dict[str, Any]] = {
     "dien": {},
     "dien product": {"product": True},

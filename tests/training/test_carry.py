@@ -153,6 +153,21 @@ def test_forgetting_moves_ids_to_the_row_of_unknown_ones(shop_logs: Logs) -> Non
     assert torch.allclose(one, two, atol=1e-6)
 
 
+def test_of_gates_that_only_shift_the_shift_is_carried(shop_logs: Logs) -> None:
+    """And back again, with a fresh scale."""
+    seen = learn(shop_logs)
+    gate, shift = outline(shop_logs, seen), outline(shop_logs, seen, behaviour_fields="shift")
+    gates = {name: w for name, w in network(gate).state_dict().items() if "gates" in name}
+    found, back = carried(gate, shift), carried(shift, gate)
+    assert gates
+    for name, weight in gates.items():
+        width = weight.shape[1] // 2
+        assert torch.equal(found.weights[name], weight[:, width:])
+        assert torch.equal(back.weights[name][:, width:], network(shift).state_dict()[name])
+        fresh = network(gate, 1).state_dict()[name]
+        assert torch.equal(back.weights[name][FIRST:, :width], fresh[FIRST:, :width])
+
+
 @pytest.mark.parametrize(
     ("model", "count"),  # embeddings, linear weights of candidate and behaviour, crosses
     [("wide_deep", 4), ("fnn", 3), ("lr", 2)],
