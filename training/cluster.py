@@ -2,7 +2,8 @@
 
 Dense gradients, Dice's statistics, the loss and the logits of an evaluation are sums over the
 processes; the embedding tables are split (`training.sharding`). Each process reads all the logs,
-since the plan of the batches is the same everywhere, and computes its share of each batch's blocks.
+or all shards of them, since the plan of the batches is the same everywhere, and computes its share
+of each batch's blocks.
 """
 
 from __future__ import annotations

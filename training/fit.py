@@ -90,8 +90,7 @@ def fit(
         group.agree(look)
         if group.sum(len(finished)):
             return (finished[0], False) if group.leader else None
-        parts = (run.shards, how.shard, about) if group.size == 1 else None
-        encoded = encode(logs, data, update, parts=parts)
+        encoded = encode(logs, data, update, parts=(run.shards, how.shard, about), group=group)
         results = train(run, encoded, about, update, group=group)
         return (results, True) if group.leader else None
 
@@ -125,21 +124,33 @@ def encode(
     start: State | None = None,
     forget_days: int | None = None,
     parts: tuple[Path, int, Mapping[str, Any]] | None = None,
+    group: Group | None = None,
 ) -> Encoded:
     """The logs, read from the folder ``data``, encoded for any number of runs.
 
     Ids that ``start`` knew have a row too; those not seen for ``forget_days`` have none. All is in
-    memory unless there may be ``parts``: a folder for shards, their size, what they are of. Raises
-    `LogsError` when train or test has no impressions.
+    memory unless there may be ``parts``: a folder for shards, their size, what they are of. Of a
+    ``group`` the leader alone writes the shards, where the others find them. Raises `LogsError`
+    when train or test has no impressions.
     """
     update("learn ids", 0, 0, {})
     seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days)
     encoder = learn_encoder(logs, seen)
-    sets: Mapping[str, Data]
-    if parts is None:
-        sets = in_memory(logs, encoder, update)
-    else:
-        sets = in_parts(logs, encoder, *parts, update)
+    sets = dict[str, Data]()
+
+    def read(mine: bool) -> None:
+        if not mine:
+            return
+        if parts is None:
+            sets.update(in_memory(logs, encoder, update))
+        else:
+            sets.update(in_parts(logs, encoder, *parts, update))
+
+    group = group or Group()
+    written = parts is not None and len(logs) > parts[1]
+    group.agree(lambda: read(group.leader or not written))
+    if written:
+        group.agree(lambda: read(not group.leader))
     for split in ("train", "test"):
         _need(data, split, sets[split])
     _need_both_labels(data, logs, sets["train"])

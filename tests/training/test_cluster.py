@@ -26,6 +26,7 @@ from training import checkpoint, cluster, recipe
 from training.__main__ import app
 from training.cluster import Cluster, ClusterError
 from training.dataset import Dataset, build, learn_encoder
+from training.encoded import in_parts
 from training.fit import fit
 from training.group import Group, Span
 from training.logs import Logs
@@ -39,6 +40,7 @@ CONFIG = FitConfig(size=94, block=4, epochs=1, evaluations=3, patience=9, regula
 OPTIONS = {"dim": 4, "head": [8], "attention": [6], "weights": "softmax"}
 KINDS = ("row_wise", "table_wise")
 SETTINGS = ["head_activation=dice", "attention_activation=dice", "epochs=1", "evaluations=6"]
+SETTINGS += ["shard=5000"]  # of 12,000 events: three shards on disk
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -252,7 +254,7 @@ def test_a_command_for_one_process_is_refused_to_many() -> None:
 
 
 def test_torchrun_with_a_worker_killed_ends_where_an_undisturbed_run_does(tmp_path: Path) -> None:
-    """Bit for bit. It ranks as one process does, and its bundle passes the gate of all."""
+    """Bit for bit, from shards. It ranks as one process does, and its bundle passes the gate."""
     data = tmp_path / "data"
     World(users=100, items=200, categories=20, interests=3, seed=3).logs(100).write(data)
 
@@ -262,7 +264,8 @@ def test_torchrun_with_a_worker_killed_ends_where_an_undisturbed_run_does(tmp_pa
     config, how = recipe.settings("synthetic", "din", SETTINGS)
     logs = Logs.read(data)
     encoder = learn_encoder(logs)
-    sets = build(logs, encoder)
+    sets = in_parts(logs, encoder, tmp_path / "shards", how.shard, {})
+    assert len(sets["train"].lengths) == 3
 
     def work(group: Cluster) -> None:
         torch.manual_seed(0)
