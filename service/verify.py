@@ -1,8 +1,8 @@
 """Verification: a version is proved on this machine's engine, and warm, before anyone gets it.
 
 In this order, the cheap ones first: size, digests, schema and contents (`Bundle.open`), the
-encoding of the golden requests, their scores, the shapes that a service meets, and real requests
-that were recorded here.
+encoding of the golden requests, their scores, the shapes that a service meets, every row of the
+tables, and real requests that were recorded here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from model.contract.schema import Schema
 from service.engine import Engine, EngineError, warm_up
 from service.merging import merge_limit
 from service.recorded import Sample, replay
+from service.sweep import sweep
 
 OpenEngine = Callable[[Path], Engine]
 Stamp = tuple[int, int, int]
@@ -70,6 +71,7 @@ def verify(
         engine = open_engine(bundle.graph)
         bundle.check_scores(lambda batch: engine.run(batch).logit, TOLERANCE[engine.provider])
         warm_up(engine, bundle.schema)
+        sweep(engine, bundle.encoder)
         limit = merge_limit(engine, bundle.schema)
         replay(recorded, bundle.encoder, engine)
     except (BundleError, EngineError):

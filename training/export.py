@@ -63,7 +63,10 @@ class Calibrated(nn.Module):
 
 
 def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> bytes:
-    """The graph as ONNX bytes. All sizes are dynamic; an input per group that has fields."""
+    """The graph as ONNX bytes. All sizes are dynamic; an input per group that has fields.
+
+    Raises `ParityError` for a weight that is not finite.
+    """
     # No size of the example, nor one that follows from it, may be 1: the exporter would fix it.
     length = 2 * encoder.schema.history_length + 9
     feeds = random_batch(encoder, users=3, length=length, candidates=7, seed=0).feeds()
@@ -71,6 +74,9 @@ def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> by
     shapes = [
         {0: dynamic, 1: dynamic} if name in ("history", "grid") else {0: dynamic} for name in feeds
     ]
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ParityError(f"{name}: a weight is not finite")
     network = copy.deepcopy(network).eval()
     functions = _prepared(network)
     module = Calibrated(network, calibration, list(feeds)).eval()

@@ -225,12 +225,17 @@ def write(
         "lineage": dict(lineage),
         "files": {name: _describe(folder / name) for name in names},
     }
-    body = json.loads(json.dumps(body))  # as it will be read: text keys, lists
-    manifest = {**body, "sha256": _digest(body)}
     path = folder / MANIFEST
-    path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    path.write_bytes(sealed(body))
     sync(path)
     sync(folder)
+
+
+def sealed(body: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest that says this and its digest: the only ones that are read."""
+    body = json.loads(json.dumps(body))  # as it will be read: text keys, lists
+    manifest = {**body, "sha256": _digest(body)}
+    return (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def sync(path: Path) -> None:
@@ -256,20 +261,22 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{MANIFEST}: more than {MAX_MANIFEST_BYTES} bytes", "too_large")
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        body = {key: value for key, value in manifest.items() if key != "sha256"}
-        intact = manifest["sha256"] == _digest(body)
+        content = (folder / MANIFEST).read_bytes()
+        body = json.loads(content)
+        del body["sha256"]
+        intact = content == sealed(body)
     except BundleError:
         raise
     except Exception as error:  # whatever JSON may hold in place of a manifest
         raise BundleError(f"{MANIFEST}: unreadable ({error})", "manifest") from error
     if not intact:
         raise BundleError(f"{MANIFEST}: its digest differs", "manifest")
-    if manifest["format"] != FORMAT:
+    if body["format"] != FORMAT:
         raise BundleError(
-            f"{MANIFEST}: format {manifest['format']}, this code reads {FORMAT}", "manifest"
+            f"{MANIFEST}: format {body['format']}, this code reads {FORMAT}", "manifest"
         )
-    return body
+    found: dict[str, Any] = body
+    return found
 
 
 def _read_schema(folder: Path) -> Schema:

@@ -166,7 +166,6 @@ def seal() -> Fill:
             for each in folder.rglob("*")
             if each.is_file() and each != path
         }
-        body = json.dumps(manifest, sort_keys=True).encode()
-        path.write_text(json.dumps({**manifest, "sha256": hashlib.sha256(body).hexdigest()}))
+        path.write_bytes(bundle.sealed(manifest))
 
     return reseal

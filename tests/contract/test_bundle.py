@@ -103,19 +103,10 @@ def test_a_changed_file_is_refused(written: Path, kind: str) -> None:
             path.unlink(missing_ok=True)
             if kind != "remove":
                 path.write_bytes(changed)
-            if path.name == MANIFEST and means_the_same(whole, bytes(changed)):
-                continue  # a space became a line end, the closing line end was cut
             with pytest.raises(BundleError):
                 Bundle.open(written)
         path.write_bytes(whole)
     Bundle.open(written)
-
-
-def means_the_same(one: bytes, two: bytes) -> bool:
-    try:
-        return bool(json.loads(one) == json.loads(two))
-    except ValueError:
-        return False
 
 
 @pytest.mark.parametrize("value", [0, None, "x", [], {}, True, 1.5])
@@ -246,7 +237,7 @@ def test_a_file_outside_the_bundle_is_refused(written: Path, seal: Fill) -> None
         manifest = json.loads(path.read_bytes())
         body = {key: each for key, each in manifest.items() if key != "sha256"}
         body["files"][name] = {"sha256": "0", "bytes": 0}
-        path.write_text(json.dumps({**body, "sha256": bundle._digest(body)}))
+        path.write_bytes(bundle.sealed(body))
         with pytest.raises(BundleError):
             Bundle.open(written)
 
@@ -256,7 +247,7 @@ def test_a_newer_format_is_refused(written: Path) -> None:
     path = written / MANIFEST
     body = {key: each for key, each in json.loads(path.read_bytes()).items() if key != "sha256"}
     body["format"] = bundle.FORMAT + 1
-    path.write_text(json.dumps({**body, "sha256": bundle._digest(body)}))
+    path.write_bytes(bundle.sealed(body))
     with pytest.raises(BundleError, match="format 2, this code reads 1"):
         Bundle.open(written)
 

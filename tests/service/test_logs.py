@@ -19,9 +19,9 @@ ASK = {"user_id": f"{SECRET}-user", "candidates": ["i1", f"{SECRET}-item"]}
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service without Redis, whose model can't score item i40."""
+    """A service without Redis, whose model can't score item i40 for who has seen it."""
     folder = tmp_path_factory.mktemp("alone")
-    publish_toy(folder / "repository", change_graph=spoilt_for("i40", float("nan")))
+    publish_toy(folder / "repository", change_graph=spoilt_for("i40", 1e10))
     with Service(
         folder / "repository", NO_REDIS, log=folder / "log", environment=PATIENT
     ) as running:
@@ -58,7 +58,8 @@ def test_no_line_names_a_user_or_an_item(alone: Service) -> None:
     alone.client.post("/events", json={"user_id": SECRET, "item_id": SECRET})
     alone.client.delete(f"/users/{SECRET}")
     alone.client.get(f"/{SECRET}?{SECRET}={SECRET}")
-    failed = alone.score(**{**ASK, "candidates": [SECRET, "i40"]})  # and ends the connection
+    seen = [{"item_id": "i40", "ts": 1}]
+    failed = alone.score(**{**ASK, "candidates": [SECRET, "i40"]}, history=seen)  # and ends it
     assert failed.status_code == 500
     assert len(lines(alone)) > 3
     assert SECRET not in alone.logs()
