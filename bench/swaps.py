@@ -4,7 +4,8 @@ label `stable` moved to and fro.
 
 A request counts as made during a swap when it overlaps the time from the label's change to the
 first answer of the version labelled. Latencies are those of the calmer half of the swaps, each with
-the time until the next, in which others took least of the server's core; failures are of all.
+the time until the next, in which others took least of the server's core, and those of all swaps
+beside them; failures are of all.
 """
 
 from __future__ import annotations
@@ -62,17 +63,24 @@ class Found:
     taken: float
     steady_ms: dict[str, float]
     during_ms: dict[str, float]
+    all_steady_ms: dict[str, float]
+    all_during_ms: dict[str, float]
     swap_ms: dict[str, float]
     memory_before_mib: float
     memory_after_mib: float
 
     @property
     def ratio(self) -> float:
-        """p99 during swaps over p99 of all other requests."""
+        """p99 during swaps over p99 of all other requests, of the calmer half."""
         return self.during_ms["99"] / self.steady_ms["99"]
 
+    @property
+    def whole_ratio(self) -> float:
+        """The same of all swaps, whatever others took."""
+        return self.all_during_ms["99"] / self.all_steady_ms["99"]
+
     def document(self) -> dict[str, Any]:
-        return {**asdict(self), "p99_ratio": self.ratio}
+        return {**asdict(self), "p99_ratio": self.ratio, "p99_ratio_of_all": self.whole_ratio}
 
 
 @contextmanager
@@ -136,6 +144,7 @@ def found_in(
     ended = due + outcome.latency
     versions = np.array([_version(answer.body) for answer in outcome.answers])
     during, calm = np.zeros(len(due), np.bool_), np.zeros(len(due), np.bool_)
+    loaded = (due >= moved[0].at) & (due < moved[-1].at)
     turns = list(pairwise(moved))
     quiet = float(np.median([_taken(*turn) for turn in turns]))
     windows = []
@@ -157,6 +166,8 @@ def found_in(
         taken=quiet,
         steady_ms=_percentiles(latency[calm & ~during]),
         during_ms=_percentiles(latency[calm & during]),
+        all_steady_ms=_percentiles(latency[loaded & ~during]),
+        all_during_ms=_percentiles(latency[loaded & during]),
         swap_ms=_percentiles(np.array(windows) * 1e3),
         memory_before_mib=before,
         memory_after_mib=after,

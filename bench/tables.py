@@ -158,12 +158,15 @@ def swaps(found: Found) -> Table:
     before, after = found.memory_before_mib, found.memory_after_mib
     table.caption = (
         f"Of the calmer half of the swaps, others taking up to {found.taken:.0%} of the core. p99"
-        f" during swaps: {found.ratio:.2f} times that of all others. Of all {found.requests:,}"
-        f" requests {found.failed} failed. Memory: {before:.1f} MiB before, {after:.1f} after."
+        f" during swaps: {found.ratio:.2f} times that of all others; of all swaps"
+        f" {found.whole_ratio:.2f} times. Of all {found.requests:,} requests {found.failed} failed."
+        f" Memory: {before:.1f} MiB before, {after:.1f} after."
     )
     rows = (
         ("during a swap", found.during_ms),
         ("all others", found.steady_ms),
+        ("during any of all swaps", found.all_during_ms),
+        ("all others then", found.all_steady_ms),
         ("a swap, label to first answer", found.swap_ms),
     )
     for name, ms in rows:

@@ -174,10 +174,10 @@ def demo(console: Console, plan: Plan, var: Path) -> dict[str, Any]:
                 with progress(console) as update:
                     best = play(traffic, day, plan, (loop, frozen), pool, update)
                 collected(url)
-                if number == plan.poison:
+                if poisoned := number == plan.poison:
                     moved = poison(logs, day)
                     console.print(f"{moved:,} clicks of the day now stand at another item")
-                days.append(Day(day, best, **retrain(repository, logs, day, loop)))
+                days.append(Day(day, best, **retrain(repository, logs, day, loop, poisoned)))
                 tell(console, days[-1], loop, frozen)
     with steps.step("Report"):
         table(console, days, (loop, frozen))
@@ -328,13 +328,18 @@ def poison(logs: Path, day: date) -> int:
     return moved
 
 
-def retrain(repository: Path, logs: Path, day: date, loop: Arm) -> dict[str, Any]:
-    """The nightly job, and the wait until the service has taken what it published."""
+def retrain(repository: Path, logs: Path, day: date, loop: Arm, poisoned: bool) -> dict[str, Any]:
+    """The nightly job, and the wait until the service has taken what it published.
+
+    Raises `StepError`, also where the gate lets a ``poisoned`` day through.
+    """
     started = time.perf_counter()
     days = ["--from", str(day), "--to", str(day)]
     where = ["--repository", repository, "--logs", logs]
     said = run_told("training", "retrain", *where, *days, fine=(PUBLISHED, REFUSED))
     version = _served(loop)
+    if poisoned and said["status"] == "published":
+        raise StepError("the gate published what was learnt from the poisoned day")
     if said["status"] == "published":
         deadline = time.monotonic() + 30
         while version != said["version"]:

@@ -74,7 +74,7 @@ def join(
 
 
 def replay(
-    logs: Annotated[Path, typer.Option(help="Folder of collected logs.")],
+    logs: Annotated[Path, typer.Option("--logs", "--log", help="Folder of collected logs.")],
     repository: Annotated[Path, typer.Option(help="Model repository.")],
     name: Annotated[str | None, typer.Option(help="Default: the model published last.")] = None,
     day: Annotated[

@@ -86,6 +86,7 @@ def test_a_request_is_of_a_swap_that_it_overlaps() -> None:
     found = swaps.found_in(outcome, plan, moved, 1.0, 2.0)
     assert (found.swaps, found.seen, found.failed) == (2, 2, 0)
     # 104 is the first answer of version 2, 112 that of version 1; 102 was still under way.
-    assert found.during_ms["count"] == 2
+    assert found.during_ms["count"] == found.all_during_ms["count"] == 2
+    assert found.all_steady_ms["count"] == 20 - 4 - 2
     assert found.steady_ms["count"] == 20 - 4 - 2  # 0 to 3 came before the first swap
     assert found.swap_ms["100"] == pytest.approx(600)
