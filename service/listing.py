@@ -69,6 +69,8 @@ def _traffic(listed: Listed) -> str:
 
 
 def _lines(values: Mapping[str, Any]) -> str:
+    """Single values, a line each; histograms, settings and the like stay in the manifest."""
+    values = {k: v for k, v in values.items() if isinstance(v, str | int | float)}
     return "\n".join(
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
         for name, value in values.items()

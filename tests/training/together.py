@@ -17,7 +17,8 @@ from training.cluster import Cluster
 
 def need_torchrec() -> None:
     """Skip where the extra cluster is not installed; what is imported here, children need not."""
-    pytest.importorskip("torchrec", reason="the extra cluster is not installed")
+    for name in ("torchrec", "fbgemm_gpu"):
+        pytest.importorskip(name, reason="the extra cluster is not installed")
     import training.sharding  # noqa: F401
 
 
