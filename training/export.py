@@ -1,6 +1,6 @@
 """Export: a trained network and its calibration to one ONNX graph, behind a parity gate.
 
-The graph takes `Batch.feeds()` and gives ``logit`` [C, tasks], calibrated, and ``weight`` [C, L].
+The graph takes what it reads of `Batch.feeds()` and gives ``logit`` [C, tasks], calibrated, and ``weight`` [C, L].
 Users, candidates and lengths are dynamic. `parity` compares it with the network in float64.
 """
 
@@ -63,13 +63,14 @@ class Calibrated(nn.Module):
 
 
 def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> bytes:
-    """The graph as ONNX bytes. All sizes are dynamic; an input per group that has fields."""
+    """The graph as ONNX bytes. All sizes are dynamic; its inputs are what the network reads."""
     # No size of the example, nor one that follows from it, may be 1: the exporter would fix it.
     length = 2 * encoder.schema.history_length + 9
     feeds = random_batch(encoder, users=3, length=length, candidates=7, seed=0).feeds()
     dynamic = torch.export.Dim.DYNAMIC
     shapes = [
-        {0: dynamic, 1: dynamic} if name in ("history", "grid") else {0: dynamic} for name in feeds
+        {0: dynamic, 1: dynamic} if name in ("history", "ts", "grid") else {0: dynamic}
+        for name in feeds
     ]
     network = copy.deepcopy(network).eval()
     functions = _prepared(network)
@@ -89,6 +90,8 @@ def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> by
             verbose=False,
         )
     assert program is not None
+    inputs = program.model.graph.inputs
+    inputs[:] = [each for each in inputs if each.uses()]  # what this network does not read
     graph = program.model_proto
     graph.functions.extend(functions)
     return bytes(graph.SerializeToString())
@@ -194,12 +197,16 @@ def random_batch(
         return np.concatenate([np.zeros((*shape, 0), np.int64), *columns], -1)
 
     owner = np.sort(generator.integers(0, users, candidates))
+    arrays = {
+        "history": np.concatenate([rows(g, (users, length)) for g in ("item", "behaviour")], -1),
+        "user": rows("user", (users,)),
+        **{group: rows(group, (candidates,)) for group in ("item", "ad", "context")},
+    }
+    # Some pauses end a session, and some do not.
+    pauses = generator.integers(0, 2 * (schema.session_gap or 0) + 2, (users, length))
     return Batch(
-        history=np.concatenate([rows(g, (users, length)) for g in ("item", "behaviour")], -1),
-        user=rows("user", (users,)),
-        item=rows("item", (candidates,)),
-        ad=rows("ad", (candidates,)),
-        context=rows("context", (candidates,)),
+        **arrays,
+        ts=pauses.cumsum(1),
         owner=owner,
         start=np.zeros(candidates, np.int64),
         stop=np.full(candidates, length),

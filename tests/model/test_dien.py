@@ -30,7 +30,7 @@ def states(of: Weights, e: Array) -> list[Array]:
     return found
 
 
-def interest(of: Weights, e: Array, q: Array) -> Array:
+def interest(of: Weights, e: Array, ts: Array, q: Array) -> Array:
     h = states(of, e)
     attention = softmax(np.array([s @ of["attention.weight.weight"] @ q for s in h]))  # eq. 12
     wu, wr, wn = np.split(of["evolution.inputs.weight"], 3)
