@@ -1,7 +1,8 @@
 """Export: a trained network and its calibration to one ONNX graph, behind a parity gate.
 
-The graph takes what it reads of `Batch.feeds()` and gives ``logit`` [C, tasks], calibrated, and ``weight`` [C, L].
-Users, candidates and lengths are dynamic. `parity` compares it with the network in float64.
+The graph takes what it reads of `Batch.feeds()` and gives ``logit`` [C, tasks], calibrated, and
+``weight`` [C, L]. Users, candidates and lengths are dynamic. `parity` compares it with the network
+in float64.
 """
 
 from __future__ import annotations

@@ -45,9 +45,7 @@ def service(line: Path, redis: RedisProcess) -> Iterator[Service]:
         "--redis-url", redis.url,
     )  # fmt: skip
     patient = {"DINSERVE_STORE_TIMEOUT_MS": "10000", "DINSERVE_TIMEOUT_MS": "20000"}
-    with Service(
-        line / "repository", redis.url, log=line / "log", environment=patient
-    ) as started:
+    with Service(line / "repository", redis.url, log=line / "log", environment=patient) as started:
         yield started
 
 

@@ -171,7 +171,8 @@ def test_a_graph_asks_for_what_its_network_reads(base: Exported, dsin: Exported)
 
 
 def test_a_graph_goes_by_the_sessions_of_a_request(dsin: Exported) -> None:
-    """One, two, or as many as behaviours, in one call as alone; more than the model was made for."""
+    """One, several, or as many as behaviours, more than the model was made for; in one call as
+    alone."""
     batches = []
     for length, gaps in ((50, [0]), (50, [1]), (50, [0, 1, 0, 0]), (1, [0]), (60, [1])):
         pauses = np.resize(gaps, length)  # a page is a session: the gap is 0

@@ -149,5 +149,5 @@ def test_options_that_do_not_go_with_the_schema_are_refused(
 def test_a_model_that_needs_more_than_the_schema_has_is_refused() -> None:
     """The error names the model and what the schema lacks."""
     schema = replace(Schema.parse(shop.SCHEMA), session_gap=None)
-    with pytest.raises(SettingError, match="^--model dsin: the schema has no session_gap, the "):
+    with pytest.raises(SettingError, match=r"^--model dsin: the schema has no session_gap, the "):
         hold(schema, *settings("unheard-of", "dsin", []))
