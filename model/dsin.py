@@ -1,7 +1,7 @@
 """DSIN: Deep Session Interest Network (Feng et al., IJCAI 2019, arXiv 1905.06482).
 
-A history is a sequence of sessions; a pause longer than the schema's ``session_gap`` ends one
-(section 3.3.1: 30 minutes). Self-attention inside each gives the session's interest, a Bi-LSTM goes
+A history is a sequence of sessions; a pause longer than the schema's ``session_gap`` ends one (the
+paper's are 30 minutes). Self-attention inside each gives the session's interest, a Bi-LSTM goes
 through these, and the candidate weighs both.
 """
 

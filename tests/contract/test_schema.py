@@ -110,8 +110,8 @@ ERRORS = [
         for actions in ("[]", "1", "[1]", '["a", "a"]', '["impression"]', '["a b"]')
     ),
     *(
-        (f"session_gap = {gap}\n{HEAD}", "session_gap", "an integer from 0 to 9007199254740992")
-        for gap in ("-1", "1.5", '"30 min"', "true", "9007199254740993")
+        (f"session_gap = {gap}\n{HEAD}", "session_gap", "an integer from 0 to 1000000000000")
+        for gap in ("-1", "1.5", '"30 min"', "true", "1000000000001")
     ),
     # groups
     ('name = "shop"', "item", "a first item field named item_id"),
