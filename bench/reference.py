@@ -137,8 +137,11 @@ def padded(data: Dataset, at: Ints) -> Batch:
     real = slab < data.stop[at][:, None]
     history = np.zeros((*slab.shape, data.behaviours.shape[1]), np.int64)
     history[real] = data.behaviours[slab[real]]
+    ts = np.zeros(slab.shape, np.int64)
+    ts[real] = data.ts[slab[real]]
     return Batch(
         history=history,
+        ts=ts,
         user=data.users[data.user[at]].astype(np.int64),
         item=data.item[at].astype(np.int64),
         ad=data.ad[at].astype(np.int64),

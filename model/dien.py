@@ -43,7 +43,7 @@ class Evolution(Ordered):
         self.evolution = AUGRU(width)
         self._losses: list[Tensor] = []
 
-    def encode(self, x: Tensor, length: Tensor) -> Tensor:
+    def encode(self, x: Tensor, ts: Tensor, length: Tensor) -> Tensor:
         """Interest states, and what they give to the AUGRU's gates, side by side (G, T, 4 D)."""
         h: Tensor = self.extractor(x)[0]
         return torch.cat([h, self.evolution.inputs(h)], -1)

@@ -21,6 +21,13 @@ from model.tensors import Tensors
 OTHERS: tuple[Group, ...] = ("user", "context", "ad")
 
 
+class SchemaLacks(ValueError):
+    """What a model needs and a schema does not have."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the schema has no {what}")
+
+
 @dataclass(frozen=True)
 class NetworkConfig(ABC):
     """The options that all models have, and the parts that a model may make its own.

@@ -26,8 +26,9 @@ class Ordered(nn.Module, ABC):
     causal: bool  # whether a behaviour's code does not depend on later behaviours
 
     @abstractmethod
-    def encode(self, x: Tensor, length: Tensor) -> Tensor:
-        """Codes (G, ...) of behaviours x (G, T, D), of which the first ``length`` (G,) are real."""
+    def encode(self, x: Tensor, ts: Tensor, length: Tensor) -> Tensor:
+        """Codes (G, ...) of behaviours x (G, T, D) that happened at ts (G, T), of which the first
+        ``length`` (G,) are real."""
 
     @abstractmethod
     def attend(self, code: Tensor, q: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,16 +46,17 @@ class Ordered(nn.Module, ABC):
     def forward(self, batch: Tensors, e: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Interest (C, I) from behaviours e and candidates q (C, D), and the weights."""
         if (on := batch.dense) is not None:
-            code = self.encode(e, on.length)
+            code = self.encode(e, batch.ts, on.length)
             grid = nn.functional.embedding(on.grid, q)  # (U, N, D)
             interest, weight = self.attend(code, grid, on.age(e.shape[1]))
             interest = nn.functional.embedding(on.place, interest.flatten(0, 1))
             return interest, nn.functional.embedding(on.place, weight.flatten(0, 1))
+        times = torch.cat([batch.times(), batch.ts.new_zeros(1)])
         interests, weights, candidates, pairs = [], [], [], []
         first = (batch.stop - batch.start).cumsum(0) - (batch.stop - batch.start)
         for candidate, views in Views.of_batch(batch, whole=not self.causal).alike():
             x = nn.functional.embedding(views.row, torch.cat([e, e.new_zeros(1, e.shape[1])]))
-            code = self.encode(x, views.length)
+            code = self.encode(x, times[views.row], views.length)
             if self.training:
                 self.learn(code, views.row, e)
             length = (batch.stop - batch.start).index_select(0, candidate)

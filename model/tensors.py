@@ -34,6 +34,7 @@ class Tensors(NamedTuple):
     """
 
     history: Tensor  # (U, L, F_item + F_behaviour)
+    ts: Tensor  # (U, L)
     user: Tensor  # (U, F_user)
     item: Tensor  # (C, F_item)
     ad: Tensor  # (C, F_ad)
@@ -58,8 +59,15 @@ class Tensors(NamedTuple):
 
     def behaviours(self) -> Tensor:
         """The behaviours without padding, user by user (B, F_item + F_behaviour)."""
+        return self.history[self._real()]
+
+    def times(self) -> Tensor:
+        """When those of `behaviours` happened (B,)."""
+        return self.ts[self._real()]
+
+    def _real(self) -> Tensor:
         at = torch.arange(self.history.shape[1])
-        return self.history[at < self.spans()[:, None]]
+        return at < self.spans()[:, None]
 
 
 class Pairs(NamedTuple):

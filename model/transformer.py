@@ -51,7 +51,7 @@ class TargetAttention(Ordered):
         self.keys = nn.Linear(width, 2 * width, bias=False)  # and values
         self.mix = nn.Linear(width, width, bias=False)
 
-    def encode(self, x: Tensor, length: Tensor) -> Tensor:
+    def encode(self, x: Tensor, ts: Tensor, length: Tensor) -> Tensor:
         """Keys and values side by side (G, T, 2 D)."""
         at = torch.arange(x.shape[1])
         earlier = (at[:, None] >= at)[None]  # (1, T, T)

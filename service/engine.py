@@ -155,11 +155,12 @@ def _shapes(schema: Schema) -> Iterator[Batch]:
 
 
 def of_padding(schema: Schema, candidates: int, behaviours: int) -> Batch:
-    """A request of a size, all of it PAD."""
+    """A request of a size, all of it PAD, each behaviour a session of its own."""
     width = schema.width("item") + schema.width("behaviour")
     owner = np.zeros(candidates, np.int64)
     return Batch(
         history=np.zeros((1, behaviours, width), np.int64),
+        ts=np.arange(behaviours)[None] * (1 + (schema.session_gap or 0)),
         user=np.zeros((1, schema.width("user")), np.int64),
         item=np.zeros((candidates, schema.width("item")), np.int64),
         ad=np.zeros((candidates, schema.width("ad")), np.int64),

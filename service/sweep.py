@@ -51,6 +51,7 @@ def of_every_row(encoder: Encoder) -> Iterator[Batch]:
         behaviours = np.concatenate([rows("item", length), rows("behaviour", length)], 1)
         yield Batch(
             history=behaviours.reshape(users, length, -1),
+            ts=np.tile(np.arange(length), (users, 1)) * (1 + (schema.session_gap or 0)),
             user=rows("user"),
             item=rows("item"),
             ad=rows("ad"),

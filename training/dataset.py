@@ -74,6 +74,7 @@ class Dataset:
 
     encoder: Encoder
     behaviours: Rows32  # (B, F_item + F_behaviour)
+    ts: Ints  # (B,) when each behaviour happened
     users: Rows32  # (S, F_user)
     user: Ints  # (I,) row of users
     item: Rows32  # (I, F_item)
@@ -202,8 +203,11 @@ class Dataset:
         real = slab < last[:, None]
         history = np.zeros((*slab.shape, self.behaviours.shape[1]), np.int64)
         history[real] = self.behaviours[slab[real]]
+        ts = np.zeros(slab.shape, np.int64)
+        ts[real] = self.ts[slab[real]]
         batch = Batch(
             history=history,
+            ts=ts,
             user=self.users[self.user[begin]].astype(np.int64),
             item=self.item[at].astype(np.int64),
             ad=self.ad[at].astype(np.int64),
@@ -237,7 +241,7 @@ def joined(parts: Sequence[Mapping[str, Dataset]]) -> dict[str, Dataset]:
     moved = {"user": users, "start": behaviours, "stop": behaviours}
     shared = {
         name: np.concatenate([getattr(each, name) for each in every])
-        for name in ("behaviours", "users")
+        for name in ("behaviours", "ts", "users")
     }
 
     def of(split: str) -> Dataset:
@@ -278,6 +282,7 @@ def build(logs: Logs, encoder: Encoder) -> dict[str, Dataset]:
     every = Dataset(
         encoder=encoder,
         behaviours=np.concatenate([item[behaviour], extra], 1).astype(np.int32),
+        ts=ts[behaviour],
         users=encode_frame(encoder, "user", users).astype(np.int32),
         user=user[shown],
         item=item[shown].astype(np.int32),

@@ -33,7 +33,7 @@ from training.chunks import AnyLogs
 from training.dataset import IMPRESSIONS, Dataset, build, joined
 from training.logs import SPLITS, Logs
 
-SHARED = ("behaviours", "users")  # by the impressions of all splits
+SHARED = ("behaviours", "ts", "users")  # by the impressions of all splits
 ABOUT = "encoded.json"
 
 Array = npt.NDArray[Any]
@@ -77,7 +77,8 @@ class Shards:
         return {name: np.load(self.folder / f"occurrences.{name}.npy") for name in tables}
 
     def _read(self, number: int) -> Dataset:
-        rows = dict(zip(SHARED, (self.behaviours[number], self.users[number]), strict=True))
+        behaviours, users = self.behaviours[number], self.users[number]
+        rows = dict(zip(SHARED, (behaviours, behaviours, users), strict=True))
         arrays = {}
         for name, (kind, width) in _forms(self.schema).items():
             whose = name if name in SHARED else f"{self.split}.{name}"
@@ -110,7 +111,7 @@ def in_parts(
     count = -(-len(logs) // shard)
     if count <= 1:
         return in_memory(logs, encoder, update)
-    about = {**about, "shards": count}
+    about = {**about, "shards": count, "arrays": [*_forms(encoder.schema)]}
     try:
         made = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -212,6 +213,7 @@ def _forms(schema: Schema) -> dict[str, tuple[type, tuple[int, ...]]]:
     item, behaviour = schema.width("item"), schema.width("behaviour")
     return {
         "behaviours": (np.int32, (item + behaviour,)),
+        "ts": (np.int64, ()),
         "users": (np.int32, (schema.width("user"),)),
         "user": (np.int64, ()),
         "item": (np.int32, (item,)),

@@ -1,7 +1,8 @@
 """Export: a trained network and its calibration to one ONNX graph, behind a parity gate.
 
-The graph takes `Batch.feeds()` and gives ``logit`` [C, tasks], calibrated, and ``weight`` [C, L].
-Users, candidates and lengths are dynamic. `parity` compares it with the network in float64.
+The graph takes what it reads of `Batch.feeds()` and gives ``logit`` [C, tasks], calibrated, and
+``weight`` [C, L]. Users, candidates and lengths are dynamic. `parity` compares it with the network
+in float64.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Calibrated(nn.Module):
 
 
 def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> bytes:
-    """The graph as ONNX bytes. All sizes are dynamic; an input per group that has fields.
+    """The graph as ONNX bytes. All sizes are dynamic; its inputs are what the network reads.
 
     Raises `ParityError` for a weight that is not finite.
     """
@@ -72,7 +73,8 @@ def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> by
     feeds = random_batch(encoder, users=3, length=length, candidates=7, seed=0).feeds()
     dynamic = torch.export.Dim.DYNAMIC
     shapes = [
-        {0: dynamic, 1: dynamic} if name in ("history", "grid") else {0: dynamic} for name in feeds
+        {0: dynamic, 1: dynamic} if name in ("history", "ts", "grid") else {0: dynamic}
+        for name in feeds
     ]
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
@@ -95,6 +97,8 @@ def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> by
             verbose=False,
         )
     assert program is not None
+    inputs = program.model.graph.inputs
+    inputs[:] = [each for each in inputs if each.uses()]  # what this network does not read
     graph = program.model_proto
     graph.functions.extend(functions)
     return bytes(graph.SerializeToString())
@@ -200,12 +204,16 @@ def random_batch(
         return np.concatenate([np.zeros((*shape, 0), np.int64), *columns], -1)
 
     owner = np.sort(generator.integers(0, users, candidates))
+    arrays = {
+        "history": np.concatenate([rows(g, (users, length)) for g in ("item", "behaviour")], -1),
+        "user": rows("user", (users,)),
+        **{group: rows(group, (candidates,)) for group in ("item", "ad", "context")},
+    }
+    # Some pauses end a session, and some do not.
+    pauses = generator.integers(0, 2 * (schema.session_gap or 0) + 2, (users, length))
     return Batch(
-        history=np.concatenate([rows(g, (users, length)) for g in ("item", "behaviour")], -1),
-        user=rows("user", (users,)),
-        item=rows("item", (candidates,)),
-        ad=rows("ad", (candidates,)),
-        context=rows("context", (candidates,)),
+        **arrays,
+        ts=pauses.cumsum(1),
         owner=owner,
         start=np.zeros(candidates, np.int64),
         stop=np.full(candidates, length),

@@ -21,7 +21,7 @@ from training.merged import Merged
 CANDIDATES = 7
 SHARED_BY = 5  # users at least; a value that fewer have may tell who they are
 COMMONEST = 20  # values of a field are drawn from so many
-STEP = 100_000  # at most, between two behaviours
+STEP = 100_000  # at most, between two behaviours, where there are no sessions
 Values = Mapping[str, Sequence[str]]
 
 
@@ -35,13 +35,14 @@ def golden_requests(logs: AnyLogs, seed: int = 0) -> list[dict[str, Any]]:
         common |= _common((chunk.events for chunk in logs.chunks(columns)), fields)
     item_ids = logs.items["item_id"].sort()
     requests: list[dict[str, Any]] = []
-    longest = schema.history_length
+    longest, gap = schema.history_length, schema.session_gap
+    step = STEP if gap is None else 2 * gap + 2  # some pauses end a session, and some do not
     for count, length in ((CANDIDATES, longest), (1, longest // 2), (CANDIDATES, 0)):
         picked, seen = (
             [item_ids[int(at)] for at in draw.integers(0, len(item_ids), each)]
             for each in (count, length)
         )
-        times = draw.integers(0, STEP, length).cumsum().tolist()
+        times = draw.integers(0, step, length).cumsum().tolist()
         requests.append(
             {
                 "candidates": picked,

@@ -17,7 +17,7 @@ from typing import Any
 
 from model.contract.ids import FIRST
 from model.contract.schema import Schema
-from model.network import NetworkConfig
+from model.network import NetworkConfig, SchemaLacks
 from model.zoo import CONFIGS, configure
 from training.option import OptionError
 from training.trainer import FitConfig
@@ -81,6 +81,9 @@ def hold(schema: Schema, config: NetworkConfig, how: FitConfig) -> None:
         raise SettingError(f"--set task_weights: expected a number for each task: {tasks}")
     try:
         config.build(schema, dict.fromkeys(schema.tables, FIRST))
+    except SchemaLacks as error:
+        model = next(name for name, kind in CONFIGS.items() if kind is type(config))
+        raise SettingError(f"--model {model}: {error}") from None
     except ValueError as error:
         raise SettingError(f"--set {error}") from None
 

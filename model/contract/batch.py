@@ -3,6 +3,7 @@
 A user's history is held once and candidates point to it::
 
     history [U, L, F_item + F_behaviour]   each behaviour's id rows, oldest first, padded right
+    ts      [U, L]           when each behaviour happened, in the unit of the logs
     user    [U, F_user]
     item    [C, F_item]      in the same tables as the behaviours' first F_item columns
     ad      [C, F_ad]
@@ -32,6 +33,7 @@ class Batch:
     """Arrays as drawn in the module's docstring."""
 
     history: Ints
+    ts: Ints
     user: Ints
     item: Ints
     ad: Ints
@@ -60,11 +62,12 @@ class Batch:
         ValueError where `length` does.
         """
         grid, place = self.grid()
-        names = ("history", "user", "item", "ad", "context", "owner")
+        names = ("history", "ts", "user", "item", "ad", "context", "owner")
         arrays: dict[str, Ints] = {name: getattr(self, name) for name in names}
         if not self.history.shape[1]:
-            shape = (self.users, 1, self.history.shape[2])
-            arrays["history"] = np.zeros(shape, np.int64)
+            for name in ("history", "ts"):
+                _, _, *width = arrays[name].shape
+                arrays[name] = np.zeros((self.users, 1, *width), np.int64)
         feeds = {name: array for name, array in arrays.items() if 0 not in array.shape[1:]}
         return {**feeds, "length": self.length(), "grid": grid, "place": place}
 
@@ -116,13 +119,16 @@ def merge(batches: Sequence[Batch]) -> Batch:
     users = sum(batch.users for batch in batches)
     longest = max(batch.history.shape[1] for batch in batches)
     history = np.zeros((users, longest, batches[0].history.shape[2]), np.int64)  # PAD
+    ts = np.zeros((users, longest), np.int64)
     owners, first = [], 0
     for batch in batches:
-        history[first : first + batch.users, : batch.history.shape[1]] = batch.history
+        at = slice(first, first + batch.users), slice(batch.history.shape[1])
+        history[at], ts[at] = batch.history, batch.ts
         owners.append(batch.owner + first)
         first += batch.users
     return Batch(
         history=history,
+        ts=ts,
         owner=np.concatenate(owners),
         **{
             name: np.concatenate([getattr(batch, name) for batch in batches])

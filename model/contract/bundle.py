@@ -129,7 +129,7 @@ class Bundle:
                 for name, field in schema.tables.items()
             }
             encoder = Encoder(schema, tables, catalogue)
-            return cls(folder, schema, encoder, _read_golden(folder), manifest)
+            return cls(folder, schema, encoder, _read_golden(folder, encoder), manifest)
         except BundleError:
             raise
         except Exception as error:  # npz, zip and JSON readers raise more than they document
@@ -308,9 +308,11 @@ def _vocabulary(folder: Path, name: str, listed: Container[str]) -> Vocabulary |
     return Vocabulary.load(path) if path.relative_to(folder).as_posix() in listed else None
 
 
-def _read_golden(folder: Path) -> Golden:
+def _read_golden(folder: Path, encoder: Encoder) -> Golden:
     requests = json.loads((folder / "golden.json").read_bytes())
     # Opened here, since np.load would leave a file open that turns out to be no zip.
     with (folder / "golden.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        batch = Batch(**{each.name: stored[each.name] for each in fields(Batch)})
-        return Golden(requests, batch, stored["logits"])
+        arrays = {each.name: stored[each.name] for each in fields(Batch) if each.name in stored}
+        if "ts" not in arrays:  # made when a batch held no times
+            arrays["ts"] = encode_golden(encoder, requests).ts
+        return Golden(requests, Batch(**arrays), stored["logits"])

@@ -249,7 +249,8 @@ class Encoder:
 
     def encode(self, request: Request) -> tuple[Batch, npt.NDArray[np.bool_]]:
         """A batch of one user, and whether each candidate is known. Raises `FieldError`."""
-        history = self.behaviours(recent(request.history, self.schema.history_length))
+        records = recent(request.history, self.schema.history_length)
+        history = self.behaviours(records)
         count = len(request.candidates)
         if request.given and len(request.given) != count:
             raise FieldError("given", f"none or one entry for each of {count} candidates")
@@ -267,6 +268,7 @@ class Encoder:
         context = self._one("context", request.context)
         batch = Batch(
             history=history[None],
+            ts=np.array(records["ts"], np.int64)[None],
             user=self._one("user", request.user),
             item=item,
             ad=ad,

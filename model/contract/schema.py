@@ -20,7 +20,8 @@ number      a real number, cut at ``boundaries`` into len(boundaries) + 1 rows
 =========== ======================================================================
 
 Beside the fields: ``history_length``; ``ts_unit``, the unit of every ts ("s" or "ms" since 1970
-where a clock is asked, else only the order matters); ``history_actions``, the actions of events
+where a clock is asked, else only the order matters); ``session_gap``, in the same unit: a pause
+longer than that ends a session (no gap, no sessions); ``history_actions``, the actions of events
 that enter a history; and for each task the ``action`` that makes its label 1.
 
 The first item field is always ``item_id``. Every problem raises `SchemaError`, which names the
@@ -52,6 +53,7 @@ MAX_NAME = 100
 MAX_ACTION = 32
 SHOWN = "impression"
 MAX_HISTORY = 10_000
+MAX_GAP = 10**12
 MAX_TAGS = 256
 MAX_BUCKETS = 2**31 - 3
 
@@ -91,6 +93,7 @@ class Schema:
     name: str
     history_length: int
     ts_unit: TsUnit
+    session_gap: int | None
     history_actions: tuple[str, ...]
     tasks: tuple[str, ...]
     actions: tuple[str, ...]
@@ -203,7 +206,8 @@ class _Reader:
         return SchemaError(self.file, field, expected)
 
     def schema(self, document: Mapping[str, Any]) -> Schema:
-        known = {"name", "history_length", "ts_unit", "history_actions", "task", *GROUPS}
+        known = {"name", "history_length", "ts_unit", "session_gap", "history_actions", "task"}
+        known |= {*GROUPS}
         for key in document:
             if key not in known:
                 raise self.fail(key, f"one of {', '.join(sorted(known))}")
@@ -224,6 +228,7 @@ class _Reader:
                 document, "history_length", "", default=100, low=1, high=MAX_HISTORY
             ),
             ts_unit=self.ts_unit(document),
+            session_gap=self.session_gap(document),
             history_actions=self.history_actions(document),
             tasks=tuple(tasks),
             actions=tuple(tasks.values()),
@@ -244,6 +249,11 @@ class _Reader:
         if unit not in ("s", "ms"):
             raise self.fail("ts_unit", '"s" or "ms"')
         return cast(TsUnit, unit)
+
+    def session_gap(self, document: Mapping[str, Any]) -> int | None:
+        if "session_gap" not in document:
+            return None
+        return self.integer(document, "session_gap", "", default=0, low=0, high=MAX_GAP)
 
     def history_actions(self, document: Mapping[str, Any]) -> tuple[str, ...]:
         actions = document.get("history_actions", ["click", "conversion"])

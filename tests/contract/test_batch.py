@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from model.contract.batch import Batch, merge
 
+NDIM = (3, 2, 2, 2, 2, 2, 1, 1, 1)  # of each array
 WIDTHS = {"history": 3, "user": 2, "item": 2, "ad": 0, "context": 1}
 
 
@@ -23,6 +24,7 @@ def batches(draw: st.DrawFn, whole: bool = False) -> Batch:
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     shapes = {
         "history": (users, length, WIDTHS["history"]),
+        "ts": (users, length),
         "user": (users, WIDTHS["user"]),
         **{name: (candidates, WIDTHS[name]) for name in ("item", "ad", "context")},
     }
@@ -47,8 +49,10 @@ def test_merge_keeps_every_batch_whole(parts: list[Batch]) -> None:
         users = slice(user, user + part.users)
         mine = slice(candidate, candidate + part.candidates)
         length = part.history.shape[1]
-        assert np.array_equal(merged.history[users, :length], part.history)
-        assert not merged.history[users, length:].any()
+        for name in ("history", "ts"):
+            array = getattr(merged, name)
+            assert np.array_equal(array[users, :length], getattr(part, name))
+            assert not array[users, length:].any()
         assert np.array_equal(merged.user[users], part.user)
         assert np.array_equal(merged.owner[mine], part.owner + user)
         for name in ("item", "ad", "context", "start", "stop"):
@@ -74,7 +78,7 @@ def test_merge_changes_no_part(part: Batch) -> None:
 
 def test_merge_of_one_is_that_one_and_of_none_an_error() -> None:
     """A lone request is not copied; no request is no batch."""
-    lone = Batch(*(np.zeros((1,) * ndim, np.int64) for ndim in (3, 2, 2, 2, 2, 1, 1, 1)))
+    lone = Batch(*(np.zeros((1,) * ndim, np.int64) for ndim in NDIM))
     assert merge([lone]) is lone
     with pytest.raises((ValueError, IndexError)):
         merge([])
@@ -97,7 +101,7 @@ def test_grid_holds_each_candidate_once_in_the_row_of_its_owner(batch: Batch) ->
 
 def test_grid_keeps_the_order_of_a_users_candidates() -> None:
     """Owners may come in any order; a user's candidates stay in theirs."""
-    lone = Batch(*(np.zeros((3,) * ndim, np.int64) for ndim in (3, 2, 2, 2, 2, 1, 1, 1)))
+    lone = Batch(*(np.zeros((3,) * ndim, np.int64) for ndim in NDIM))
     owner = np.array([2, 0, 2, 0, 2])
     grid, place = replace(lone, owner=owner, item=np.zeros((5, 1), np.int64)).grid()
     assert grid.tolist() == [[1, 3, 0], [0, 0, 0], [0, 2, 4]]
@@ -106,7 +110,7 @@ def test_grid_keeps_the_order_of_a_users_candidates() -> None:
 
 def test_a_batch_of_no_users_has_an_empty_grid() -> None:
     """Nothing at all is still a batch."""
-    none = Batch(*(np.zeros((0,) * ndim, np.int64) for ndim in (3, 2, 2, 2, 2, 1, 1, 1)))
+    none = Batch(*(np.zeros((0,) * ndim, np.int64) for ndim in NDIM))
     grid, place = none.grid()
     assert (grid.shape, place.shape) == ((0, 0), (0,))
 
@@ -129,10 +133,12 @@ def test_length_is_what_all_candidates_of_a_user_see(part: Batch, whole: Batch) 
 def test_feeds_leave_out_what_is_no_column_wide(batch: Batch) -> None:
     """A graph has no input for a group without fields, but always a history of some length."""
     feeds = batch.feeds()
-    wide = {"history", "user", "item", "context", "owner", "length", "grid", "place"}
+    wide = {"history", "ts", "user", "item", "context", "owner", "length", "grid", "place"}
     assert set(feeds) == wide
     if batch.history.shape[1]:
         assert feeds["history"] is batch.history
+        assert feeds["ts"] is batch.ts
     else:
         assert feeds["history"].shape == (batch.users, 1, WIDTHS["history"])
         assert not feeds["history"].any()
+        assert feeds["ts"].tolist() == [[0]] * batch.users

@@ -278,6 +278,20 @@ def test_a_pickled_golden_array_is_refused(written: Path, seal: Fill) -> None:
         Bundle.open(written)
 
 
+def test_golden_arrays_without_times_are_those_of_the_requests(written: Path, seal: Fill) -> None:
+    """A bundle that was written when a batch held no times is served as before."""
+    times = Bundle.open(written).golden.batch.ts
+    assert times.any()
+    with np.load(written / "golden.npz") as stored:
+        arrays = dict(stored)
+    del arrays["ts"]
+    np.savez(written / "golden.npz", **arrays)
+    seal(written)
+    opened = Bundle.open(written)
+    assert np.array_equal(opened.golden.batch.ts, times)
+    opened.check_encoding()
+
+
 @pytest.mark.parametrize("name", [each.name for each in fields(Batch)])
 def test_an_array_encoded_differently_is_refused(written: Path, seal: Fill, name: str) -> None:
     """When the code encodes a golden request to other arrays, the bundle is not served."""

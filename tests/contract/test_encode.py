@@ -342,6 +342,16 @@ def test_only_the_most_recent_behaviours_are_encoded(encoder: Encoder) -> None:
     assert batch.stop.tolist() == [4]
 
 
+def test_a_batch_has_the_times_of_its_behaviours(encoder: Encoder) -> None:
+    """As they came, of all 64 bits, oldest first; only those of the most recent behaviours."""
+    times = [2**63 - 1, -(2**63), 2**53 + 1, 5, 5]
+    records = encoder.records([{"item_id": "i1", "ts": ts} for ts in times])
+    batch, _ = encoder.encode(Request(["i0"], records))
+    assert batch.ts.tolist() == [[5, 5, 2**53 + 1, 2**63 - 1]]
+    assert batch.ts.dtype == np.int64
+    assert batch.ts.flags.c_contiguous
+
+
 def test_an_empty_history_and_no_candidates_are_a_batch(encoder: Encoder) -> None:
     """L = 0 and C = 0 keep every array's other sizes."""
     batch, known = encoder.encode(Request([], encoder.codec.empty()))

@@ -109,6 +109,10 @@ ERRORS = [
         (f"history_actions = {actions}\n{HEAD}", "history_actions", "a list of actions")
         for actions in ("[]", "1", "[1]", '["a", "a"]', '["impression"]', '["a b"]')
     ),
+    *(
+        (f"session_gap = {gap}\n{HEAD}", "session_gap", "an integer from 0 to 1000000000000")
+        for gap in ("-1", "1.5", '"30 min"', "true", "1000000000001")
+    ),
     # groups
     ('name = "shop"', "item", "a first item field named item_id"),
     ('name = "shop"\n[[item]]\nname = "sku"', "item", "a first item field named item_id"),
@@ -290,14 +294,16 @@ def test_fingerprint_ignores_comments_spaces_and_spelt_out_defaults() -> None:
 
 
 def test_what_events_mean_has_defaults_and_is_no_part_of_the_fingerprint() -> None:
-    """Clicks and conversions enter histories, a click is ctr's label, and times are in seconds."""
+    """Clicks and conversions enter histories, a click is ctr's label, times are in seconds, and
+    there are no sessions."""
     plain = Schema.parse(HEAD + '[[task]]\nname = "ctr"\n[[task]]\nname = "sale"\n')
     assert (plain.ts_unit, plain.history_actions) == ("s", ("click", "conversion"))
+    assert plain.session_gap is None
     assert plain.actions == ("click", "sale")
-    text = 'ts_unit = "ms"\nhistory_actions = ["view"]\n' + HEAD
+    text = 'ts_unit = "ms"\nsession_gap = 0\nhistory_actions = ["view"]\n' + HEAD
     text += '[[task]]\nname = "ctr"\naction = "view"\n[[task]]\nname = "sale"\n'
     other = Schema.parse(text)
-    assert (other.ts_unit, other.history_actions) == ("ms", ("view",))
+    assert (other.ts_unit, other.session_gap, other.history_actions) == ("ms", 0, ("view",))
     assert other.actions == ("view", "sale")
     assert plain.fingerprint == other.fingerprint
 

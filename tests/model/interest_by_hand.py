@@ -13,7 +13,7 @@ from tests.model.test_networks import interest_of
 
 Array = np.ndarray
 Weights = Mapping[str, Array]
-Formula = Callable[[Weights, Array, Array], Array]
+Formula = Callable[[Weights, Array, Array, Array], Array]
 
 
 def weights(network: Network) -> Weights:
@@ -64,15 +64,16 @@ def behaviour(of: Weights, row: Array) -> Array:
 
 
 def interests(network: Network, batch: Batch, formula: Formula) -> list[Array]:
-    """The interest of each candidate: ``formula(weights, e (T, D), q (D,))``. No behaviours, no
-    interest."""
+    """The interest of each candidate: ``formula(weights, e (T, D), ts (T,), q (D,))``. No
+    behaviours, no interest."""
     of = weights(network)
     found = []
     for c in range(batch.candidates):
-        seen = batch.history[batch.owner[c], batch.start[c] : batch.stop[c]]
-        e = np.array([behaviour(of, row) for row in seen])
+        seen = batch.owner[c], slice(batch.start[c], batch.stop[c])
+        e = np.array([behaviour(of, row) for row in batch.history[seen]])
         nothing = np.zeros(network.interest.width)
-        found.append(formula(of, e, item(of, batch.item[c])) if len(e) else nothing)
+        q = item(of, batch.item[c])
+        found.append(formula(of, e, batch.ts[seen], q) if len(e) else nothing)
     return found
 
 

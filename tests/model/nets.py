@@ -18,6 +18,7 @@ SCHEMA = Schema.parse(
     """
 name = "all"
 history_length = 6
+session_gap = 10
 [[task]]
 name = "click"
 [[task]]
@@ -113,9 +114,8 @@ UNITS |= {
 SEQUENCES: dict[str, dict[str, Any]] = {
     "dien": {},
     "dien product": {"product": True},
-    "dsin of 2": {"session_length": 2},
-    "dsin of 4": {"session_length": 4, "heads": 3},
-    "dsin of 9": {"session_length": 9},
+    "dsin": {},
+    "dsin heads": {"heads": 3},
     "transformer 0": {"blocks": 0, "product": True},
     "transformer 1": {"blocks": 1, "heads": 3},
     "transformer 2": {"blocks": 2},
@@ -161,7 +161,8 @@ def batch(
     """Users with 0 to ``length`` behaviours; candidates of anyone, in no order.
 
     They see parts of the history, or all of it, as the dense form needs. A share ``missing`` of
-    all field values is PAD, the item ids left out.
+    all field values is PAD, the item ids left out. A third of the pauses is longer than the
+    schema's ``session_gap``, a third just as long.
     """
     generator = np.random.default_rng(seed)
 
@@ -176,6 +177,7 @@ def batch(
     history = rows(users, length, width["item"] + width["behaviour"])
     history[..., 0] = generator.integers(1, 9, (users, length))
     history[np.arange(length) >= lengths[:, None]] = 0
+    pauses = np.random.default_rng((seed, 1)).choice([0, 10, 11], (users, length))
     item = rows(candidates, width["item"])
     item[:, 0] = generator.integers(1, 9, candidates)
     owner = generator.integers(0, users, candidates)
@@ -184,6 +186,7 @@ def batch(
         ends = np.stack([owner * 0, lengths[owner]])
     return Batch(
         history=history,
+        ts=pauses.cumsum(1),
         user=rows(users, width["user"]),
         item=item,
         ad=rows(candidates, width["ad"]),

@@ -30,7 +30,7 @@ def states(of: Weights, e: Array) -> list[Array]:
     return found
 
 
-def interest(of: Weights, e: Array, q: Array) -> Array:
+def interest(of: Weights, e: Array, ts: Array, q: Array) -> Array:
     h = states(of, e)
     attention = softmax(np.array([s @ of["attention.weight.weight"] @ q for s in h]))  # eq. 12
     wu, wr, wn = np.split(of["evolution.inputs.weight"], 3)
@@ -110,7 +110,8 @@ def test_where_no_behaviour_follows_another_there_is_no_auxiliary_loss(
     """Histories of one behaviour or none: 0, with a gradient of 0."""
     e = torch.randn(2, 6, requires_grad=True)
     interest = Evolution(6, 1.0)
-    code = interest.encode(torch.cat([e, e.new_zeros(1, 6)])[torch.tensor(rows)], torch.tensor([]))
+    x = torch.cat([e, e.new_zeros(1, 6)])[torch.tensor(rows)]
+    code = interest.encode(x, torch.tensor([]), torch.tensor([]))
     interest.learn(code, torch.tensor(rows), e)
     loss = interest.loss()
     assert loss is not None

@@ -21,7 +21,7 @@ def interest(config: DINConfig) -> Formula:
             "outer": [np.outer(q, k).flatten()],
         }[config.interaction]
 
-    def formula(of: Weights, e: Array, q: Array) -> Array:
+    def formula(of: Weights, e: Array, ts: Array, q: Array) -> Array:
         score = []
         for at, k in enumerate(e):
             x = np.concatenate([q, k, *meet(q, k)])

@@ -37,7 +37,7 @@ def interest(config: NetworkConfig) -> Formula:
     match config:
         case BaseConfig():
             mean = config.pooling == "mean"
-            return lambda of, e, q: sum(e) / (len(e) if mean else 1)
+            return lambda of, e, ts, q: sum(e) / (len(e) if mean else 1)
         case DINConfig():
             return activated(config)
         case DIENConfig():

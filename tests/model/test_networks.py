@@ -36,6 +36,7 @@ def seen_by(batch: Batch, user: int) -> Batch:
     return replace(
         alone,
         history=batch.history[[user]],
+        ts=batch.ts[[user]],
         user=batch.user[[user]],
         owner=np.zeros(alone.candidates, np.int64),
     )
@@ -75,9 +76,11 @@ def test_a_score_does_not_depend_on_padding(variant: str, dense: bool) -> None:
     np.maximum.at(lengths, batch.owner, batch.stop)
     garbage = more.copy()
     garbage[np.arange(11) >= lengths[:, None]] = 7
+    ts = np.pad(batch.ts, ((0, 0), (0, 5)))
+    times = np.where(np.arange(11) >= lengths[:, None], [[50], [-50], [7]], ts)
     expected = nets.logits(network, batch, dense)
-    same(nets.logits(network, replace(batch, history=more), dense), expected)
-    same(nets.logits(network, replace(batch, history=garbage), dense), expected)
+    same(nets.logits(network, replace(batch, history=more, ts=ts), dense), expected)
+    same(nets.logits(network, replace(batch, history=garbage, ts=times), dense), expected)
 
 
 @both_forms
@@ -97,7 +100,8 @@ def test_a_score_does_not_depend_on_who_shares_the_batch(variant: str, dense: bo
     network = nets.network(variant)
     batches = [nets.batch(seed, 2, length, 3, whole=dense) for seed, length in enumerate((6, 1, 0))]
     if dense:  # an exported graph always gets one column; see Batch.feeds
-        batches[2] = replace(batches[2], history=np.zeros((2, 1, 6), np.int64))
+        column = {"history": np.zeros((2, 1, 6), np.int64), "ts": np.zeros((2, 1), np.int64)}
+        batches[2] = replace(batches[2], **column)
     alone = torch.cat([nets.logits(network, each, dense) for each in batches])
     same(nets.logits(network, merge(batches), dense), alone)
     whole = nets.batch(whole=dense)
@@ -175,7 +179,8 @@ def test_an_empty_history_is_no_interest(variant: str, dense: bool) -> None:
     interest = interest_of(network, batch, dense)
     assert not interest[batch.start == batch.stop].any()
     assert interest[batch.start < batch.stop].any()
-    nobody = replace(batch, history=batch.history[:, : int(dense)] * 0)
+    column = {name: getattr(batch, name)[:, : int(dense)] * 0 for name in ("history", "ts")}
+    nobody = replace(batch, **column)
     nobody = replace(nobody, start=batch.start * 0, stop=batch.stop * 0)
     assert not interest_of(network, nobody, dense).any()
     assert nets.logits(network, nobody, dense).isfinite().all()
@@ -189,6 +194,7 @@ def test_one_candidate_of_unknown_ids_has_a_score(variant: str, length: int) -> 
     batch = nets.batch(users=1, length=length, candidates=1)
     unknown = {n: np.full_like(getattr(batch, n), OOV) for n in ("user", "item", "ad", "context")}
     unknown["history"] = np.full((1, max(length, 1), 6), OOV)
+    unknown["ts"] = np.arange(max(length, 1))[None] * 6
     batch = replace(batch, **unknown, start=np.zeros(1, np.int64), stop=np.array([length]))
     score = nets.logits(network, batch)
     assert score.shape == (1, 2)

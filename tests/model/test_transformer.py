@@ -15,7 +15,7 @@ def interest(config: TransformerConfig) -> Formula:
     """Causal blocks, then the candidate as query with ages added to the keys."""
     size = 6 // config.heads
 
-    def formula(of: Weights, e: Array, q: Array) -> Array:
+    def formula(of: Weights, e: Array, ts: Array, q: Array) -> Array:
         for at in range(config.blocks):
             e = block(of, f"blocks.{at}", e, config.heads, reach=6)
         asked = of["query.weight"] @ q

@@ -13,6 +13,7 @@ import numpy as np
 SCHEMA = """# A shop.
 name = "shop"
 history_length = 4
+session_gap = 1
 [[task]]
 name = "click"
 [[task]]

@@ -254,8 +254,8 @@ def test_an_option_that_there_was_not_yet_had_its_default(shop_logs: Logs) -> No
 def test_other_models_carry_everything_or_their_tables(shop_logs: Logs) -> None:
     """The same model, options and fields: all of it; else what belongs to ids."""
     seen = learn(shop_logs)
-    configs = (configure("dsin", {"session_length": length}) for length in (5, 6))
-    one, two = (Outline(shop_logs.schema, "dsin", plain(asdict(c)), seen) for c in configs)
+    configs = (configure("transformer", {"heads": heads}) for heads in (1, 2))
+    one, two = (Outline(shop_logs.schema, "transformer", plain(asdict(c)), seen) for c in configs)
     assert carried(one, one).fresh == ()
     assert {name.split(".")[0] for name in carried(one, two).fresh} == {"interest", "head"}
 

@@ -216,6 +216,7 @@ def test_what_trains_is_what_a_request_encodes_to(
             offline = replace(
                 online,
                 history=batch.history[[owner], batch.start[c] : batch.stop[c]],
+                ts=batch.ts[[owner], batch.start[c] : batch.stop[c]],
                 user=batch.user[[owner]],
                 **{name: getattr(batch, name)[[c]] for name in ("item", "ad", "context")},
             )

@@ -82,6 +82,7 @@ def impression(data: Dataset, at: int) -> dict[str, Any]:
     """All that is known of one."""
     return {
         "history": data.behaviours[data.start[at] : data.stop[at]].tolist(),
+        "ts": data.ts[data.start[at] : data.stop[at]].tolist(),
         "user": data.users[data.user[at]].tolist(),
         **{name: getattr(data, name)[at].tolist() for name in ("item", "ad", "context", "label")},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,31 @@ def test_the_calibration_is_part_of_the_graph(din: Exported) -> None:
     np.testing.assert_allclose(run(din.session, batch), expected, rtol=0, atol=1e-5)
 
 
+def test_a_graph_asks_for_what_its_network_reads(base: Exported, dsin: Exported) -> None:
+    """Neither times, nor a grid of candidates, where all of a user's have one interest."""
+    inputs = {each.name for each in base.session.get_inputs()}
+    assert inputs == {"history", "item", "context", "owner", "length"}
+    inputs = {each.name for each in dsin.session.get_inputs()}
+    assert inputs == {"history", "ts", "item", "context", "length", "grid", "place"}
+
+
+def test_a_graph_goes_by_the_sessions_of_a_request(dsin: Exported) -> None:
+    """One, several, or as many as behaviours, more than the model was made for; in one call as
+    alone."""
+    batches = []
+    for length, gaps in ((50, [0]), (50, [1]), (50, [0, 1, 0, 0]), (1, [0]), (60, [1])):
+        pauses = np.resize(gaps, length)  # a page is a session: the gap is 0
+        drawn = dsin.batch(1, length, 6, seed=3)
+        batches.append(replace(drawn, ts=pauses.cumsum()[None]))
+    exact = copy.deepcopy(dsin.network).double()
+    expected = np.concatenate([exact_logits(exact, CALIBRATION, each) for each in batches])
+    found = run(dsin.session, merge(batches))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    alone = np.concatenate([run(dsin.session, each) for each in batches])
+    np.testing.assert_allclose(alone, expected, rtol=0, atol=1e-5)
+    assert np.abs(np.diff(expected.reshape(5, 6)[:3], axis=0)).max(1).min() > 1e-2
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_merging_requests_does_not_change_scores(name: str, request: pytest.FixtureRequest) -> None:
     """Requests of all lengths in one call score in onnxruntime as each alone."""
@@ -209,7 +235,8 @@ def test_the_graph_says_how_much_each_behaviour_weighs(din: Exported) -> None:
     """Softmax weights [C, L] are zero outside what a candidate sees and add up to one within."""
     batch = merge([din.batch(1, 4, 3, seed=1), din.batch(1, 1, 2, seed=2)])
     found: onnxruntime.InferenceSession = din.session
-    weight = found.run(["weight"], batch.feeds())[0]
+    feeds = {each.name: batch.feeds()[each.name] for each in found.get_inputs()}
+    weight = found.run(["weight"], feeds)[0]
     assert weight.shape == (5, 4)
     np.testing.assert_allclose(weight.sum(1), 1, rtol=1e-5)
     assert not weight[3:, 1:].any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -38,6 +39,16 @@ def test_the_cases_that_break_things_are_there(
     fields = (*schema.user, *schema.behaviour, *schema.ad, *schema.context)
     assert held == {"item_id", "ts", *(field.name for field in fields)}
     assert golden_requests(shop_logs) == requests
+
+
+@pytest.mark.parametrize("gap", [0, 1800, None])
+def test_pauses_end_a_session_or_do_not(shop_logs: Logs, gap: int | None) -> None:
+    """About as often; without sessions any pause is one of up to a day or so."""
+    schema = replace(shop_logs.schema, session_gap=gap, history_length=100)
+    history = golden_requests(replace(shop_logs, schema=schema))[0]["history"]
+    pauses = np.diff([each["ts"] for each in history])
+    assert 25 < (pauses > (50_000 if gap is None else gap)).sum() < 75
+    assert pauses.min() >= 0
 
 
 def test_nothing_in_them_is_of_one_user(shop_logs: Logs) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -144,3 +144,10 @@ def test_options_that_do_not_go_with_the_schema_are_refused(
     hold(schema, *settings("unheard-of", model, []))
     with pytest.raises(SettingError, match=expected):
         hold(schema, *settings("unheard-of", model, [given]))
+
+
+def test_a_model_that_needs_more_than_the_schema_has_is_refused() -> None:
+    """The error names the model and what the schema lacks."""
+    schema = replace(Schema.parse(shop.SCHEMA), session_gap=None)
+    with pytest.raises(SettingError, match=r"^--model dsin: the schema has no session_gap, the "):
+        hold(schema, *settings("unheard-of", "dsin", []))

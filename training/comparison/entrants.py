@@ -121,7 +121,7 @@ def enter(data: Path, texts: Sequence[str], baseline: str | None, given: Sequenc
 
 
 def _said(error: SettingError) -> str:
-    return str(error).removeprefix("--set ")
+    return re.sub(r"^--(set|model \w+:) ", "", str(error))
 
 
 def _spec(text: str) -> Spec:

@@ -142,10 +142,12 @@ def _chosen(test: Dataset) -> list[Ints]:
 
 def _page(test: Dataset, at: Ints) -> Batch:
     """Candidates [n] of one user, all of which see the history of the first."""
-    history = test.behaviours[test.start[at[0]] : test.stop[at[0]]].astype(np.int64)
+    seen = slice(test.start[at[0]], test.stop[at[0]])
+    history = test.behaviours[seen].astype(np.int64)
     zeros = np.zeros(len(at), np.int64)
     return Batch(
         history=history[None],
+        ts=test.ts[seen][None],
         user=test.users[test.user[at[:1]]].astype(np.int64),
         item=test.item[at].astype(np.int64),
         ad=test.ad[at].astype(np.int64),

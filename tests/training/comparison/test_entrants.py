@@ -118,3 +118,13 @@ def test_a_model_that_a_schema_does_not_allow(data: Path, monkeypatch: pytest.Mo
     for texts, baseline in ((["din"], None), ([], "din")):
         with pytest.raises(EntrantError, match="--models 'din': din needs two tasks"):
             enter(data, texts, baseline, [])
+
+
+def test_a_model_that_needs_more_than_a_schema_has(data: Path) -> None:
+    """As one that it does not allow; the reason is what the schema lacks."""
+    text = shop.SCHEMA.replace("session_gap = 1\n", "")
+    (data / "schema.toml").write_text(text, encoding="utf-8")
+    lacking = "the schema has no session_gap, the pause that ends a session"
+    assert enter(data, [], None, []).left_out == {"dsin": lacking}
+    with pytest.raises(EntrantError, match=f"^--models 'D': {lacking}$"):
+        enter(data, ["D=dsin"], None, [])
