@@ -200,7 +200,7 @@ class Load:
     versions: list[int] = field(default_factory=list)
 
     def run(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=30) as client:
+        with httpx.Client(base_url=self.url, timeout=30, verify=False) as client:
             while not self.stop.is_set():
                 body = {"user_id": "5", "candidates": ["1", "2", "3"], "timeout_ms": 20000}
                 answer = client.post("/score", json=body)
