@@ -42,7 +42,7 @@ serve: $(INSTALLED)
 	@$(BIN)/python -m deploy.serve
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST) # some of them wait
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST) # some of them wait
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

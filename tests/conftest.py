@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import sys
+
+import pytest
 from hypothesis import settings
 
 # Machines that run tests are shared: how long an example takes says nothing.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests are no garbage: looking through them time and again took a third of what
+    tests take that make many objects."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_registry() -> None:
+    """Torch builds its table of operators, from the source of 500 functions, anew for each export:
+    a third of what an export of a small network takes. Here one table serves all."""
+    if "training.export" in sys.modules:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))

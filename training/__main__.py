@@ -360,52 +360,34 @@ def main() -> None:
         sys.exit(2 if isinstance(error, OptionError) else 1)
 
 
+_EXPECTED = {
+    "mirror.remote": "MirrorError",
+    "model.contract.bundle": "BundleError",
+    "model.contract.encode": "FieldError",
+    "model.contract.labels": "LabelError",
+    "model.contract.repository": "RepositoryError",
+    "model.contract.schema": "SchemaError",
+    "safetensors": "SafetensorError",  # a disk that is full
+    "training.announce": "StoppedError",
+    "training.checkpoint": "CheckpointError",
+    "training.cluster": "ClusterError",
+    "training.collect": "CollectError",
+    "training.engines": "EngineError",
+    "training.export": "ParityError",
+    "training.lease": "LeaseError",
+    "training.logs": "LogsError",
+    "training.retrain": "OrderError",
+    "training.run": "RunError",
+    "training.state": "StateError",
+    "training.trainer": "TrainingError",
+}
+
+
 def _expected() -> tuple[type[Exception], ...]:
-    """What a command may raise; imported only when needed, since half of it brings torch."""
-    from safetensors import SafetensorError
-
-    from mirror.remote import MirrorError
-    from model.contract.bundle import BundleError
-    from model.contract.encode import FieldError
-    from model.contract.labels import LabelError
-    from model.contract.repository import RepositoryError
-    from model.contract.schema import SchemaError
-    from training.announce import StoppedError
-    from training.checkpoint import CheckpointError
-    from training.cluster import ClusterError
-    from training.collect import CollectError
-    from training.engines import EngineError
-    from training.export import ParityError
-    from training.lease import LeaseError
-    from training.logs import LogsError
-    from training.retrain import OrderError
-    from training.run import RunError
-    from training.state import StateError
-    from training.trainer import TrainingError
-
-    return (
-        BundleError,
-        CheckpointError,
-        ClusterError,
-        CollectError,
-        EngineError,
-        FieldError,
-        LabelError,
-        LeaseError,
-        LogsError,
-        MirrorError,
-        OSError,
-        OptionError,
-        OrderError,
-        ParityError,
-        RepositoryError,
-        RunError,
-        SafetensorError,  # a disk that is full
-        SchemaError,
-        StateError,
-        StoppedError,
-        TrainingError,
-    )
+    """What a command may raise, of the modules that are loaded: nothing else can have been raised,
+    and half of the others bring torch, for which a refusal need not wait."""
+    loaded = [(sys.modules[of], name) for of, name in _EXPECTED.items() if of in sys.modules]
+    return (OSError, OptionError, *(getattr(module, name) for module, name in loaded))
 
 
 if __name__ == "__main__":

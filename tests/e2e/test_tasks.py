@@ -1,4 +1,4 @@
-"""Two tasks through the whole line: real commands, a real service, one probability per task."""
+"""Two tasks through the whole line: all commands, a real service, one probability per task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from model.contract.ids import keys
 from model.contract.repository import Repository
-from tests.e2e.test_line import command
+from tests.e2e.test_line import trained
 from tests.support import Service, running_redis
 from training.evidence import gather
 from training.logs import Logs
@@ -30,19 +30,19 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data/, run/, repository/ and predictions of PLE whose conversions happen within clicks."""
     folder = tmp_path_factory.mktemp("tasks")
     data, run = folder / "data", folder / "run"
-    command(
-        "training", "prepare", "--source", "synthetic", "--conversions", "--users", "40",
+    trained(
+        "prepare", "--source", "synthetic", "--conversions", "--users", "40",
         "--out", data,
     )  # fmt: skip
     chosen = ["attention=[6]", "head=[8]", "expert=[8]", "epochs=1", 'product_of=["ctr"]']
     chosen += ["task_weights=[1, 2]"]
     settings = [part for each in chosen for part in ("--set", each)]
-    command(
-        "training", "fit", "--data", data, "--model", "ple", "--out", run, "--threads", "1",
+    trained(
+        "fit", "--data", data, "--model", "ple", "--out", run, "--threads", "1",
         *settings,
     )  # fmt: skip
-    command("training", "evaluate", "--run", run, "--predictions", folder / "predictions.parquet")
-    command("training", "export", "--run", run, "--repository", folder / "repository")
+    trained("evaluate", "--run", run, "--predictions", folder / "predictions.parquet")
+    trained("export", "--run", run, "--repository", folder / "repository")
     return folder
 
 

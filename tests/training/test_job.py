@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import re
@@ -460,6 +461,28 @@ def test_an_option_that_would_change_nothing_is_refused(
     assert command("prepare", "--out", "out", "--source", *arguments.split()) == 2
     assert expected in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_does_not_wait_for_torch(tmp_path: Path) -> None:
+    """A command that needs no torch says what is wrong without it."""
+    program = "import sys; from training.__main__ import main\n"
+    program += "try: main()\nfinally: print('torch' in sys.modules)"
+    source = ["prepare", "--source", "movielens-1m", "--path", str(tmp_path / "none.zip")]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *source, "--out", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "False\n")
+    assert ended.stderr.startswith(f"error: {tmp_path}/none.zip: ")
+
+
+def test_every_expected_error_is_there() -> None:
+    """Under the name of the module that raises it."""
+    for module, name in training.__main__._EXPECTED.items():
+        assert issubclass(getattr(importlib.import_module(module), name), Exception)
 
 
 def test_a_failing_process_shows_no_traceback(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,23 +10,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from model.contract.bundle import Bundle
+from model.contract.encode import Encoder
 from model.contract.labels import LabelFile
 from model.contract.log import Erased
 from model.contract.repository import Repository
+from model.network import Network
 from tests.support import ROOT
 from tests.training import days
 from tests.training.collecting import collect
-from training import record, retrain
+from training import publish, record, retrain
+from training.calibrate import Calibration
+from training.export import export
 from training.gate import Rules
 from training.join import Rules as Joining
 from training.lease import Lease, LeaseError
@@ -62,6 +68,25 @@ def first(logs: Logs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, O
     folder = tmp_path_factory.mktemp("first")
     days.until(logs, 3).write(folder / "data")
     return folder, retrain.retrain(order(folder), silent)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_graph_each() -> Iterator[None]:
+    """The graph of one and the same network is made once: most tests retrain on the same days."""
+    graphs: dict[bytes, bytes] = {}
+
+    def exported(network: Network, calibration: Calibration, encoder: Encoder) -> bytes:
+        values = [*network.state_dict().values(), calibration.slope, calibration.offset]
+        key = hashlib.sha256(f"{encoder.schema.fingerprint} {network}".encode())
+        for value in values:
+            key.update(np.asarray(value).tobytes())
+        if key.digest() not in graphs:
+            graphs[key.digest()] = export(network, calibration, encoder)
+        return graphs[key.digest()]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "export", exported)
+        yield
 
 
 @pytest.fixture
