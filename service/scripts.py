@@ -95,11 +95,12 @@ return found
 )
 
 # KEYS: log, erased. ARGV: user, payload, when it happened (ms), time to live (ms), entries that the
-# log may hold. What APPEND says.
+# log may hold. What APPEND says, and as there what may be from before an erasure is refused after.
 NOTE = (
-    f"local ACCEPTED, ERASED, FULL = {ACCEPTED}, {ERASED}, {FULL}\n"
+    f"local ACCEPTED, ERASED, FULL, FUTURE = {ACCEPTED}, {ERASED}, {FULL}, {FUTURE_MS}\n"
     """
-if tonumber(ARGV[3]) <= tonumber(redis.call('GET', KEYS[2]) or '-1e300') then return ERASED end
+local erased = tonumber(redis.call('GET', KEYS[2]) or '-1e300') + FUTURE
+if tonumber(ARGV[3]) <= erased then return ERASED end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[5]) then return FULL end
 redis.call('XADD', KEYS[1], '*', 'k', 'score', 'u', ARGV[1], 'd', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])

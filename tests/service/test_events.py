@@ -27,8 +27,9 @@ from model.contract.store import (
 )
 from service.errors import Unavailable
 from service.events import Erasure, EventLog, Result
-from service.scripts import SEEN
+from service.scripts import ACCEPTED, ERASED, SEEN
 from tests.support import free_port
+from tests.training.entries import score
 
 NOW = 1_800_000_000
 DAY_MS = 86_400_000
@@ -262,6 +263,18 @@ def test_a_user_is_forgotten_in_every_layout_and_in_the_log(
     [later] = append(redis_url, encoder, event(61), clock=lambda: NOW + 30)
     assert later.status == "accepted"
     assert [ts for ts, _ in history(client, encoder)] == [61]
+
+
+def test_a_score_of_a_minute_after_an_erasure_is_not_logged(client: Any, redis_url: str) -> None:
+    """It may have been made before, by a process whose clock is ahead."""
+    with_log(redis_url, lambda log: log.erase("u"))
+
+    def note(seconds: int) -> list[int]:
+        at = score("u", "r", received=(NOW + seconds) * 1000)
+        return with_log(redis_url, lambda log: log.note([log.noting(at)]))
+
+    assert [note(seconds) for seconds in (-1, 0, 60, 61)] == [[ERASED]] * 3 + [[ACCEPTED]]
+    assert [each.received for each in logged(client)] == [NOW * 1000, (NOW + 61) * 1000]
 
 
 def test_forgetting_survives_a_damaged_layout_and_needs_no_model(
