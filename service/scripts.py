@@ -12,17 +12,18 @@ FUTURE_MS = 60_000
 """An event may be so far in the future, since clocks differ."""
 
 # What APPEND says of each event.
-DUPLICATE, ACCEPTED, ERASED, FULL, TOO_OLD = 0, 1, -1, -2, -3
+DUPLICATE, ACCEPTED, ERASED, FULL = 0, 1, -1, -2
 
 # KEYS: history, seen, log, erased. ARGV: bytes of a record, records to keep, time to live (ms),
 # entries that the log may hold, user, ms per unit of ts, the place of the action in a record (0: it
 # has none); then for each event its ts, its record ("" when it is no behaviour), its key (8 bytes)
 # and its payload. The history is sorted by ts; at one ts what came later stands later, and one of
-# the same item and action is not put in again. What may have been sent before an erasure, by a
-# clock that is ahead, is refused after it.
+# the same item and action is not put in again. One that is older than all of a full history is
+# logged alone. What may have been sent before an erasure, by a clock that is ahead, is refused
+# after it.
 APPEND = (
     f"local KEEP, DUPLICATE, ACCEPTED = {8 * SEEN}, {DUPLICATE}, {ACCEPTED}\n"
-    f"local ERASED, FULL, TOO_OLD, FUTURE = {ERASED}, {FULL}, {TOO_OLD}, {FUTURE_MS}\n"
+    f"local ERASED, FULL, FUTURE = {ERASED}, {FULL}, {FUTURE_MS}\n"
     """
 local width, kept, ttl = tonumber(ARGV[1]), ARGV[1] * ARGV[2], ARGV[3]
 local history = redis.call('GET', KEYS[1]) or ''
@@ -54,16 +55,15 @@ local function put(record, ts)
   while place > 0 and struct.unpack('<i8', history, place - width + 1) > ts do
     place = place - width
   end
-  if place == 0 and #history >= kept then return false end
+  if place == 0 and #history >= kept then return end
   local at = place
   while at > 0 and struct.unpack('<i8', history, at - width + 1) == ts do
-    if same(string.sub(history, at - width + 1, at), record) then return true end
+    if same(string.sub(history, at - width + 1, at), record) then return end
     at = at - width
   end
   history = string.sub(history, 1, place) .. record .. string.sub(history, place + 1)
   history = string.sub(history, -kept)
   changed = true
-  return true
 end
 
 local found = {}
@@ -76,9 +76,8 @@ for i = 8, #ARGV, 4 do
     result = DUPLICATE
   elseif room <= 0 then
     result = FULL
-  elseif record ~= '' and not put(record, ts) then
-    result = TOO_OLD
   else
+    if record ~= '' then put(record, ts) end
     redis.call('XADD', KEYS[3], '*', 'k', 'event', 'u', ARGV[5], 'd', ARGV[i + 3])
     seen = string.sub(seen .. key, -KEEP)
     room, logged = room - 1, true

@@ -196,17 +196,19 @@ def test_milliseconds_are_told_from_seconds(redis_url: str, encoder: Encoder) ->
     assert [each.status for each in found] == ["accepted", "refused"]
 
 
-def test_a_behaviour_older_than_all_of_a_full_history_is_refused(
+def test_a_behaviour_older_than_all_of_a_full_history_is_logged_alone(
     client: Any, redis_url: str, encoder: Encoder
 ) -> None:
-    """An impression of that time is not: it enters no history."""
+    """A late click is the label of its impression; no model looks at so old a behaviour."""
     kept = KEPT * encoder.schema.history_length
     append(redis_url, encoder, *(event(n - kept) for n in range(kept)))
-    old, shown = append(redis_url, encoder, event(-kept - 1), event(-kept - 1, action="impression"))
-    assert (old.status, old.field) == ("refused", "ts")
-    assert "stored history" in (old.reason or "")
-    assert shown.status == "accepted"
-    assert len(history(client, encoder)) == kept
+    before = history(client, encoder)
+    late = event(-kept - 1, "i9", request_id="r1")
+    assert append(redis_url, encoder, late) == [Result("accepted")]
+    assert append(redis_url, encoder, late) == [Result("duplicate")]
+    assert history(client, encoder) == before
+    assert len(before) == kept
+    assert [each.request_id for each in logged(client)] == [None] * kept + ["r1"]
 
 
 def test_one_bad_event_harms_no_other(client: Any, redis_url: str, encoder: Encoder) -> None:
