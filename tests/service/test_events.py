@@ -107,6 +107,20 @@ def test_a_retried_event_counts_once(client: Any, redis_url: str, encoder: Encod
     assert len(logged(client)) == 3
 
 
+def test_two_deeds_are_two_records_where_the_schema_tells_them_apart(
+    client: Any, redis_url: str
+) -> None:
+    """By its behaviour field action; and still once each, when the events are forgotten."""
+    text = TOY.replace('name = "rating"', 'name = "rating"\n\n[[behaviour]]\nname = "action"')
+    both = toy_encoder(Schema.parse(text))
+    deeds = event(-5), event(-5, action="conversion")
+    for _ in range(2):
+        found = append(redis_url, both, *deeds)
+        assert [each.status for each in found] == ["accepted", "accepted"]
+        assert [ts for ts, _ in history(client, both)] == [-5, -5]
+        client.delete(seen_key("din", "u"))
+
+
 def test_a_retry_after_many_others_is_still_stored_once(
     client: Any, redis_url: str, encoder: Encoder
 ) -> None:
