@@ -78,17 +78,6 @@ def create_app(
     if on_device and settings.workers > 1:
         raise EngineError("workers: one process owns a GPU; take --workers 1 or --provider cpu")
     recorded, shadow = Recorded(), Shadow(telemetry)
-    registry = Registry(
-        settings.repository,
-        settings.name,
-        open_engine=open_engine
-        or partial(OnnxEngine.open, provider=provider, threads=settings.threads),
-        telemetry=telemetry,
-        recorded=recorded,
-        trial=Trial(settings.canary_band, settings.canary_requests),
-        max_bytes=settings.max_bundle_bytes,
-    )
-    mirrored = _mirrored(settings, telemetry)
     breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
     telemetry.follow(telemetry.breaker_open, lambda: breaker.open)
     for reason in (HISTORY_UNAVAILABLE, PROFILE_UNAVAILABLE):
@@ -101,6 +90,19 @@ def create_app(
         breaker=breaker,
         on_failure=lambda reason: telemetry.store_failures.labels(reason).inc(),
     )
+    registry = Registry(
+        settings.repository,
+        settings.name,
+        open_engine=open_engine
+        or partial(OnnxEngine.open, provider=provider, threads=settings.threads),
+        telemetry=telemetry,
+        recorded=recorded,
+        trial=Trial(settings.canary_band, settings.canary_requests),
+        max_bytes=settings.max_bundle_bytes,
+        # Events are written in the stable version's layout, and any version may read them next.
+        before_service=lambda version: store.know(version.encoder.codec),
+    )
+    mirrored = _mirrored(settings, telemetry)
 
     def call(jobs: Sequence[Job]) -> list[Scores]:
         telemetry.calls.inc()

@@ -50,7 +50,6 @@ _INLINE = 50
 _REASONS = {
     scripts.ERASED: "the user was erased after this time, or within a minute before it",
     scripts.FULL: "the log is full; is it collected?",
-    scripts.TOO_OLD: "older than the user's stored history",
 }
 
 

@@ -170,6 +170,10 @@ class BehaviourStore:
         profile, *rest = answers
         return self._decode(profile, rest, layouts, codec)
 
+    def know(self, codec: HistoryCodec) -> None:
+        """Read this layout too from now on, before anyone can write it."""
+        self._codecs.setdefault(codec.layout, codec)
+
     async def learn_layouts(self) -> None:
         """Find out in which layouts histories may lie; what is known stays known while Redis is
         away."""
@@ -190,7 +194,7 @@ class BehaviourStore:
             except HistoryError:
                 self._report("corrupt layout")
             else:
-                self._codecs.setdefault(codec.layout, codec)
+                self.know(codec)
 
     async def watch_layouts(self, every: float) -> None:
         """`learn_layouts` for ever; more often until Redis has answered once."""
@@ -199,9 +203,8 @@ class BehaviourStore:
             await asyncio.sleep(every if self._answered else min(every, _RETRY_SECONDS))
 
     def _layouts(self, codec: HistoryCodec) -> list[HistoryCodec]:
-        """The layouts to ask for, the one wanted last: it is the newest. What was wanted once is
-        known from then on: the next version may have another one."""
-        self._codecs.setdefault(codec.layout, codec)
+        """The layouts to ask for, the one wanted last: it is the newest."""
+        self.know(codec)
         return [each for each in self._codecs.values() if each.layout != codec.layout] + [codec]
 
     def _decode(

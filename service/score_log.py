@@ -39,7 +39,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Noted:
-    """An answer, and what it was made from."""
+    """An answer, and what it was made from; ``received`` (ms since 1970) is before the store was
+    read for it."""
 
     asked: Ask
     answer: Answer

@@ -172,6 +172,7 @@ class Scorer:
         if left <= 0:
             raise DeadlineExceeded(_TOO_LATE, "body")
         deadline = asyncio.get_running_loop().time() + left
+        received = int(time() * 1000)  # before the store is read: an erasure from then on counts
         asking = perf_counter()
         stored = await self._stored(call, asked, version, left)
         encoding = perf_counter()
@@ -205,7 +206,7 @@ class Scorer:
             },
         )
         if self._log.wants(call.request_id):
-            self._log.add(Noted(asked, answer, version, job.request, job.batch, int(time() * 1000)))
+            self._log.add(Noted(asked, answer, version, job.request, job.batch, received))
         self._recorded.note(asked, stored, version.encoder.codec, len(call.body))
         beside = call.lineup.shadow_for(call.request_id) if version is call.lineup.stable else None
         if beside is not None:

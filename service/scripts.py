@@ -12,17 +12,18 @@ FUTURE_MS = 60_000
 """An event may be so far in the future, since clocks differ."""
 
 # What APPEND says of each event.
-DUPLICATE, ACCEPTED, ERASED, FULL, TOO_OLD = 0, 1, -1, -2, -3
+DUPLICATE, ACCEPTED, ERASED, FULL = 0, 1, -1, -2
 
 # KEYS: history, seen, log, erased. ARGV: bytes of a record, records to keep, time to live (ms),
 # entries that the log may hold, user, ms per unit of ts, the place of the action in a record (0: it
 # has none); then for each event its ts, its record ("" when it is no behaviour), its key (8 bytes)
 # and its payload. The history is sorted by ts; at one ts what came later stands later, and one of
-# the same item and action is not put in again. What may have been sent before an erasure, by a
-# clock that is ahead, is refused after it.
+# the same item and action is not put in again. It is walked and made once for all events, in
+# whatever order they come. One that is older than all of a full history is logged alone. What may
+# have been sent before an erasure, by a clock that is ahead, is refused after it.
 APPEND = (
     f"local KEEP, DUPLICATE, ACCEPTED = {8 * SEEN}, {DUPLICATE}, {ACCEPTED}\n"
-    f"local ERASED, FULL, TOO_OLD, FUTURE = {ERASED}, {FULL}, {TOO_OLD}, {FUTURE_MS}\n"
+    f"local ERASED, FULL, FUTURE = {ERASED}, {FULL}, {FUTURE_MS}\n"
     """
 local width, kept, ttl = tonumber(ARGV[1]), ARGV[1] * ARGV[2], ARGV[3]
 local history = redis.call('GET', KEYS[1]) or ''
@@ -30,7 +31,7 @@ if #history % width ~= 0 then history = '' end
 local seen = redis.call('GET', KEYS[2]) or ''
 local room = ARGV[4] - redis.call('XLEN', KEYS[3])
 local erased = tonumber(redis.call('GET', KEYS[4]) or '-1e300') + FUTURE
-local changed, logged = false, false
+local logged = false
 
 local function known(key)
   local at = 1
@@ -43,27 +44,23 @@ local function known(key)
 end
 
 local action = tonumber(ARGV[7])
-local function same(one, other)
-  return string.sub(one, 9, 16) == string.sub(other, 9, 16) and
-    (action == 0 or string.sub(one, action + 1, action + 8) ==
-      string.sub(other, action + 1, action + 8))
+local function name(record)
+  local deed = action == 0 and '' or string.sub(record, action + 1, action + 8)
+  return string.sub(record, 1, 16) .. deed
 end
 
-local function put(record, ts)
-  local place = #history
-  while place > 0 and struct.unpack('<i8', history, place - width + 1) > ts do
-    place = place - width
-  end
-  if place == 0 and #history >= kept then return false end
-  local at = place
-  while at > 0 and struct.unpack('<i8', history, at - width + 1) == ts do
-    if same(string.sub(history, at - width + 1, at), record) then return true end
-    at = at - width
-  end
-  history = string.sub(history, 1, place) .. record .. string.sub(history, place + 1)
-  history = string.sub(history, -kept)
-  changed = true
-  return true
+-- The ts of the record that ends at a place of the history.
+local function ts_at(place)
+  return struct.unpack('<i8', history, place - width + 1)
+end
+
+local oldest = math.huge
+for i = 8, #ARGV, 4 do oldest = math.min(oldest, tonumber(ARGV[i])) end
+
+local have, new, place = {}, {}, #history
+while place > 0 and ts_at(place) >= oldest do
+  have[name(string.sub(history, place - width + 1, place))] = true
+  place = place - width
 end
 
 local found = {}
@@ -76,16 +73,33 @@ for i = 8, #ARGV, 4 do
     result = DUPLICATE
   elseif room <= 0 then
     result = FULL
-  elseif record ~= '' and not put(record, ts) then
-    result = TOO_OLD
   else
+    if record ~= '' and not have[name(record)] then
+      have[name(record)] = true
+      new[#new + 1] = {ts = ts, record = record, came = i}
+    end
     redis.call('XADD', KEYS[3], '*', 'k', 'event', 'u', ARGV[5], 'd', ARGV[i + 3])
     seen = string.sub(seen .. key, -KEEP)
     room, logged = room - 1, true
   end
   found[#found + 1] = result
 end
-if changed then redis.call('SET', KEYS[1], history, 'PX', ttl) end
+
+table.sort(new, function(one, other)
+  if one.ts ~= other.ts then return one.ts < other.ts end
+  return one.came < other.came
+end)
+-- Stretches of the history and between them new records, made from the newest to the oldest.
+local parts, stop = {}, #history
+for i = #new, 1, -1 do
+  place = stop
+  while place > 0 and ts_at(place) > new[i].ts do place = place - width end
+  parts[2 * i], parts[2 * i + 1] = new[i].record, string.sub(history, place + 1, stop)
+  stop = place
+end
+parts[1] = string.sub(history, 1, stop)
+local merged = string.sub(table.concat(parts, '', 1, 2 * #new + 1), -kept)
+if merged ~= history then redis.call('SET', KEYS[1], merged, 'PX', ttl) end
 if logged then
   redis.call('SET', KEYS[2], seen, 'PX', ttl)
   redis.call('PEXPIRE', KEYS[3], ttl)
@@ -95,11 +109,12 @@ return found
 )
 
 # KEYS: log, erased. ARGV: user, payload, when it happened (ms), time to live (ms), entries that the
-# log may hold. What APPEND says.
+# log may hold. What APPEND says, and as there what may be from before an erasure is refused after.
 NOTE = (
-    f"local ACCEPTED, ERASED, FULL = {ACCEPTED}, {ERASED}, {FULL}\n"
+    f"local ACCEPTED, ERASED, FULL, FUTURE = {ACCEPTED}, {ERASED}, {FULL}, {FUTURE_MS}\n"
     """
-if tonumber(ARGV[3]) <= tonumber(redis.call('GET', KEYS[2]) or '-1e300') then return ERASED end
+local erased = tonumber(redis.call('GET', KEYS[2]) or '-1e300') + FUTURE
+if tonumber(ARGV[3]) <= erased then return ERASED end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[5]) then return FULL end
 redis.call('XADD', KEYS[1], '*', 'k', 'score', 'u', ARGV[1], 'd', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])

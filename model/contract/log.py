@@ -83,7 +83,8 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Scored:
-    """An answered request. Position i in it is the i-th candidate; ``received`` in ms since 1970.
+    """An answered request. Position i in it is the i-th candidate; ``received`` in ms since 1970,
+    from before the store was read for it.
 
     ``candidates`` holds raw ids, None where only an unknown key was given; ``unknown`` has the
     positions of those that the catalogue lacks. ``columns`` holds the item and ad fields that came

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -70,15 +71,14 @@ async def running(root: Path, **options: Any) -> AsyncIterator[Running]:
         engine = engines[int(graph.parent.name)] = Failing.open(graph, "cpu")
         return engine
 
-    settings = Settings(
-        repository=root,
-        redis_url="redis://127.0.0.1:1/0",
-        ready_without_redis=True,
-        timeout_ms=30_000,
-        poll_seconds=0.01,
-        canary_requests=20,
-        **options,
-    )
+    given: dict[str, Any] = {
+        "redis_url": "redis://127.0.0.1:1/0",
+        "ready_without_redis": True,
+        "timeout_ms": 30_000,
+        "poll_seconds": 0.01,
+        "canary_requests": 20,
+    }
+    settings = Settings(repository=root, **{**given, **options})
     app = create_app(settings, open_engine=opening)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
@@ -222,6 +222,36 @@ def test_a_canary_of_another_schema_reads_requests_in_its_own_way(tmp_path: Path
             for user in USERS[:40]:
                 answer = (await service.score(user, context={"hour": 7})).json()
                 assert answer["version"] == (2 if user in HALF else 1)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("begin", ["canary", "stable"])
+def test_a_version_of_another_layout_sees_an_event_at_once(
+    begin: str, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is a canary or was just swapped in, and though nobody was read in the layout that
+    the event was written in, nor Redis asked what layouts there are."""
+    monkeypatch.setattr("service.app._LAYOUTS_SECONDS", 3600.0)
+    dwell = '[[behaviour]]\nname = "dwell"\nkind = "number"\nboundaries = [1.0]\n'
+    publish_toy(tmp_path)
+    publish_toy(tmp_path, schema_text=TOY + dwell)
+    labels = LabelFile(Repository(tmp_path, "toy"), by="test")
+    labels.promote(1)
+    if begin == "canary":
+        labels.start_canary(2, 1.0)
+
+    async def scenario() -> None:
+        slow = {"store_timeout_ms": 5_000, "event_timeout_ms": 5_000}
+        async with running(tmp_path, redis_url=redis_url, **slow) as service:
+            click = {"user_id": "u", "item_id": "i1", "action": "click", "ts": int(time.time())}
+            assert (await service.client.post("/events", json=click)).json()["accepted"] == 1
+            if begin == "stable":
+                labels.promote(2)
+                await service.until(lambda ready: ready["version"] == 2)
+            body = {"user_id": "u", "candidates": ["i1"]}
+            answer = (await service.client.post("/score", json=body)).json()
+            assert (answer["version"], answer["history_length"]) == (2, 1)
 
     asyncio.run(scenario())
 

@@ -27,8 +27,9 @@ from model.contract.store import (
 )
 from service.errors import Unavailable
 from service.events import Erasure, EventLog, Result
-from service.scripts import SEEN
-from tests.support import free_port
+from service.scripts import ACCEPTED, ERASED, SEEN
+from tests.support import TOY, free_port, toy_encoder
+from tests.training.entries import score
 
 NOW = 1_800_000_000
 DAY_MS = 86_400_000
@@ -106,6 +107,20 @@ def test_a_retried_event_counts_once(client: Any, redis_url: str, encoder: Encod
     assert len(logged(client)) == 3
 
 
+def test_two_deeds_are_two_records_where_the_schema_tells_them_apart(
+    client: Any, redis_url: str
+) -> None:
+    """By its behaviour field action; and still once each, when the events are forgotten."""
+    text = TOY.replace('name = "rating"', 'name = "rating"\n\n[[behaviour]]\nname = "action"')
+    both = toy_encoder(Schema.parse(text))
+    deeds = event(-5), event(-5, action="conversion")
+    for _ in range(2):
+        found = append(redis_url, both, *deeds)
+        assert [each.status for each in found] == ["accepted", "accepted"]
+        assert [ts for ts, _ in history(client, both)] == [-5, -5]
+        client.delete(seen_key("din", "u"))
+
+
 def test_a_retry_after_many_others_is_still_stored_once(
     client: Any, redis_url: str, encoder: Encoder
 ) -> None:
@@ -133,7 +148,8 @@ def test_a_retry_after_many_others_is_still_stored_once(
 def test_events_land_in_order_however_they_come(
     client: Any, redis_url: str, encoder: Encoder, data: st.DataObject
 ) -> None:
-    """The history is the last records by ts, at one ts in the order of arrival, each once."""
+    """The history is the last records by ts, at one ts in the order of arrival, each once; those of
+    one request go in together."""
     client.flushall()
     kept = KEPT * encoder.schema.history_length
     arrivals = data.draw(
@@ -146,16 +162,32 @@ def test_events_land_in_order_however_they_come(
         batch = [event(ts, item) for ts, item in arrivals[begin : begin + size]]
         append(redis_url, encoder, *batch)
     expected: list[tuple[int, str]] = []
-    for ts, item in arrivals:
-        full = len(expected) == kept
-        if (ts, item) not in expected and not (full and ts < expected[0][0]):
-            place = sum(before <= ts for before, _ in expected)
-            expected = [*expected[:place], (ts, item), *expected[place:]][-kept:]
+    for begin in range(0, len(arrivals), size):
+        first = dict.fromkeys(arrivals[begin : begin + size])
+        new = [each for each in first if each not in arrivals[:begin]]
+        expected = sorted([*expected, *new], key=lambda each: each[0])[-kept:]
     raw = [{"item_id": item, "ts": NOW + ts} for ts, item in expected]
     keys = encoder.records(raw)["item_id"].tolist()
     assert history(client, encoder) == [
         (ts, key) for (ts, _), key in zip(expected, keys, strict=True)
     ]
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_order_of_a_request_changes_neither_history_nor_results(
+    client: Any, redis_url: str, encoder: Encoder, data: st.DataObject
+) -> None:
+    """On top of any history, full or not, and with events that were counted before."""
+    times = st.lists(st.integers(-60, 0), max_size=50, unique=True)
+    stored, sent = data.draw(times), data.draw(times)
+    found = []
+    for order in (sent, sorted(sent), data.draw(st.permutations(sent))):
+        client.flushall()
+        append(redis_url, encoder, *map(event, stored))
+        results = append(redis_url, encoder, *map(event, order))
+        found.append((dict(zip(order, results, strict=True)), history(client, encoder)))
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize(
@@ -195,17 +227,19 @@ def test_milliseconds_are_told_from_seconds(redis_url: str, encoder: Encoder) ->
     assert [each.status for each in found] == ["accepted", "refused"]
 
 
-def test_a_behaviour_older_than_all_of_a_full_history_is_refused(
+def test_a_behaviour_older_than_all_of_a_full_history_is_logged_alone(
     client: Any, redis_url: str, encoder: Encoder
 ) -> None:
-    """An impression of that time is not: it enters no history."""
+    """A late click is the label of its impression; no model looks at so old a behaviour."""
     kept = KEPT * encoder.schema.history_length
     append(redis_url, encoder, *(event(n - kept) for n in range(kept)))
-    old, shown = append(redis_url, encoder, event(-kept - 1), event(-kept - 1, action="impression"))
-    assert (old.status, old.field) == ("refused", "ts")
-    assert "stored history" in (old.reason or "")
-    assert shown.status == "accepted"
-    assert len(history(client, encoder)) == kept
+    before = history(client, encoder)
+    late = event(-kept - 1, "i9", request_id="r1")
+    assert append(redis_url, encoder, late) == [Result("accepted")]
+    assert append(redis_url, encoder, late) == [Result("duplicate")]
+    assert history(client, encoder) == before
+    assert len(before) == kept
+    assert [each.request_id for each in logged(client)] == [None] * kept + ["r1"]
 
 
 def test_one_bad_event_harms_no_other(client: Any, redis_url: str, encoder: Encoder) -> None:
@@ -262,6 +296,18 @@ def test_a_user_is_forgotten_in_every_layout_and_in_the_log(
     [later] = append(redis_url, encoder, event(61), clock=lambda: NOW + 30)
     assert later.status == "accepted"
     assert [ts for ts, _ in history(client, encoder)] == [61]
+
+
+def test_a_score_of_a_minute_after_an_erasure_is_not_logged(client: Any, redis_url: str) -> None:
+    """It may have been made before, by a process whose clock is ahead."""
+    with_log(redis_url, lambda log: log.erase("u"))
+
+    def note(seconds: int) -> list[int]:
+        at = score("u", "r", received=(NOW + seconds) * 1000)
+        return with_log(redis_url, lambda log: log.note([log.noting(at)]))
+
+    assert [note(seconds) for seconds in (-1, 0, 60, 61)] == [[ERASED]] * 3 + [[ACCEPTED]]
+    assert [each.received for each in logged(client)] == [NOW * 1000, (NOW + 61) * 1000]
 
 
 def test_forgetting_survives_a_damaged_layout_and_needs_no_model(

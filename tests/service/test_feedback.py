@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,20 +15,40 @@ import orjson
 import pytest
 from redis import Redis
 
+from model.contract.batch import Batch
 from model.contract.bundle import Bundle
 from model.contract.encode import Encoder, Request
 from model.contract.ids import keys
-from model.contract.log import Event, Scored, Snapshot, digests, load
+from model.contract.log import Erased, Event, Scored, Snapshot, digests, load
 from model.contract.schema import Schema
 from model.contract.store import log_key, partition, profile_key
 from service import binary
+from service.app import create_app
+from service.engine import OnnxEngine, Scores
 from service.events import EventLog
 from service.lineup import place
 from service.score_log import ScoreLog
+from service.settings import Settings
 from service.telemetry import Telemetry
 from tests.support import PATIENT, RedisProcess, Service, free_port, problem
 
 RATIO = 0.5
+
+
+class Held(OnnxEngine):
+    """A real engine that a test can hold while it is at work."""
+
+    go, came = threading.Event(), threading.Event()
+
+    @classmethod
+    def opening(cls, graph: Path) -> Held:
+        cls.go.set()
+        return cls.open(graph, "cpu")
+
+    def run(self, batch: Batch, weight: bool = False) -> Scores:
+        self.came.set()
+        assert self.go.wait(30)
+        return super().run(batch, weight)
 
 
 @pytest.fixture(scope="module")
@@ -215,18 +236,57 @@ def test_every_form_of_a_request_is_logged(
     assert second.unknown == [1]
 
 
-def test_a_score_of_a_user_erased_meanwhile_is_not_logged(
-    client: Any, logging_service: Service
+@pytest.mark.parametrize("erased", [True, False])
+def test_a_score_that_was_under_way_when_its_user_was_erased_is_not_logged(
+    erased: bool, client: Any, repository: Path, redis_url: str
 ) -> None:
-    """The tombstone is newer than the answer."""
-    before = logging_service.metric("dinserve_scores_logged_total")
-    client.set(f"din:{{{partition('u')}}}:u:x", int(time.time() * 1000) + 60_000)
-    logging_service.score(user_id="u", candidates=["i1"])
-    deadline = time.monotonic() + 20
-    while logging_service.metric("dinserve_scores_logged_total") == before:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert not client.xlen(log_key("din", partition("u")))
+    """Its stamp is from before the profile was read; only the tombstone is left."""
+    client.set(profile_key("din", "u"), b'{"gender":"F"}')
+
+    async def scenario() -> tuple[int, float]:
+        settings = Settings(
+            repository=repository,
+            redis_url=redis_url,
+            timeout_ms=30_000,
+            store_timeout_ms=10_000,
+            event_timeout_ms=10_000,
+            log_share=1.0,
+        )
+        telemetry = Telemetry()
+        app = create_app(settings, open_engine=Held.opening, telemetry=telemetry)
+        transport = httpx.ASGITransport(app)
+        async with (
+            asyncio.timeout(60),
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as asking,
+        ):
+            while (await asking.get("/readyz")).status_code != 200:
+                await asyncio.sleep(0.01)
+            Held.go.clear()
+            Held.came.clear()
+            body = {"user_id": "u", "candidates": ["i1"]}
+            score = asyncio.create_task(asking.post("/score", json=body))
+            try:
+                assert await asyncio.to_thread(Held.came.wait, 30)
+                middle = int(time.time() * 1000)
+                if erased:
+                    assert (await asking.delete("/users/u")).json() == {"keys": 1, "entries": 0}
+                await asyncio.sleep(0.005)
+            finally:
+                Held.go.set()
+            assert (await score).status_code == 200
+            counted = telemetry.logged.labels
+            while not counted("erased")._value.get() + counted("logged")._value.get():
+                await asyncio.sleep(0.01)
+            return middle, counted("erased")._value.get()
+
+    middle, refused = asyncio.run(scenario())
+    [left] = entries(client, "u", 1)
+    assert refused == erased
+    assert isinstance(left, Erased if erased else Scored)
+    if isinstance(left, Scored):
+        assert left.user == {"gender": "F"}
+        assert left.received <= middle
 
 
 def test_an_answer_that_can_not_be_logged_keeps_no_other_from_it(

@@ -281,7 +281,8 @@ def test_poisoned_labels_are_refused(
 
 
 def test_too_few_impressions_are_refused_before_training(after: Path, logs: Logs) -> None:
-    """The reason says how many there are and how many are needed; `--again` looks once more."""
+    """The reason says how many there are and how many are needed; `--again` looks once more, and
+    only with it other rules are asked."""
     days.until(logs, 4).write(after / "data")
     few = order(after, 4, rules=Rules(impressions=10_000))
     with pytest.MonkeyPatch.context() as patch:
@@ -294,6 +295,8 @@ def test_too_few_impressions_are_refused_before_training(after: Path, logs: Logs
     assert "Nothing was trained" in (outcome.report / "report.html").read_text()
     assert retrain.retrain(few, silent).status == "nothing_new"
     assert retrain.retrain(replace(few, again=True), silent).status == "refused"
+    assert retrain.retrain(replace(few, rules=EASY), silent).status == "nothing_new"
+    assert retrain.retrain(replace(few, rules=EASY, again=True), silent).status == "published"
 
 
 def test_one_that_was_killed_goes_on_from_its_checkpoint(after: Path, logs: Logs) -> None:
