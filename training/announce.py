@@ -76,7 +76,7 @@ class Announcement:
 
     def failed(self, error: BaseException, status: str = "failed") -> int:
         """The exit code."""
-        line = " ".join(str(error).split())
+        line = " ".join(str(error).split()) or type(error).__name__
         return self._tell({"status": status, "model": self.model, "error": line})
 
     def _tell(self, found: dict[str, Any]) -> int:

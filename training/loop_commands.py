@@ -8,10 +8,13 @@ from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:  # they bring torch
+    from training.source import Loop, Prepared
 
 DAY = "%Y-%m-%d"
 SKEWED = 12
@@ -263,31 +266,13 @@ def retrain(
     from terminal.progress import progress
     from training.announce import Announcement, stopped_by_signal
     from training.gate import rules
-    from training.join import Rules as Joining
     from training.lease import LeaseError
     from training.retrain import Order
     from training.retrain import retrain as run_retrain
-    from training.source import Loop, Prepared
 
-    source: Loop | Prepared
-    if (logs is None) == (data is None):
-        raise typer.BadParameter("one of --logs and --data is needed")
-    of_logs = {
-        "--schema": schema,
-        "--label-seconds": label_seconds,
-        "--settle-seconds": settle_seconds,
-    }
-    for option, given in of_logs.items():
-        if logs is None and given is not None:
-            raise typer.BadParameter(f"{option} is for --logs")
-    if logs is not None:
-        settle = Joining.settle_seconds if settle_seconds is None else settle_seconds
-        joining = Joining(label_seconds or Joining.window_seconds, settle)
-        source = Loop(logs, joining, schema)
-    elif data is not None:
-        source = Prepared(data)
     told = Announcement(name or "", print, partial(complain, console), metrics_file, push_gateway)
     try:
+        source = _source(logs, data, schema, label_seconds, settle_seconds)
         told = replace(told, model=Schema.load(source.schema).name)
         order = Order(
             repository=repository,
@@ -313,9 +298,37 @@ def retrain(
     except LeaseError as error:
         complain(console, str(error))
         raise typer.Exit(told.failed(error, "busy")) from None
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         told.failed(error)
         raise
     for reason in outcome.reasons:
         console.print(f"- {reason}", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(told.ended(outcome))
+
+
+def _source(
+    logs: Path | None,
+    data: Path | None,
+    schema: Path | None,
+    label_seconds: int | None,
+    settle_seconds: int | None,
+) -> Loop | Prepared:
+    """Where a retraining's logs are. Raises typer.BadParameter for options that do not go
+    together."""
+    from training.join import Rules as Joining
+    from training.source import Loop, Prepared
+
+    if logs is not None and data is None:
+        settle = Joining.settle_seconds if settle_seconds is None else settle_seconds
+        return Loop(logs, Joining(label_seconds or Joining.window_seconds, settle), schema)
+    if data is None or logs is not None:
+        raise typer.BadParameter("one of --logs and --data is needed")
+    of_logs = {
+        "--schema": schema,
+        "--label-seconds": label_seconds,
+        "--settle-seconds": settle_seconds,
+    }
+    for option, given in of_logs.items():
+        if given is not None:
+            raise typer.BadParameter(f"{option} is for --logs")
+    return Prepared(data)

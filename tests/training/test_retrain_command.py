@@ -137,6 +137,20 @@ def test_sigterm_releases_the_lease(
         assert (line["status"], line["error"]) == ("failed", "stopped by SIGTERM")
 
 
+def test_an_interrupt_is_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends the job as it ends any other, after the line."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.retrain.train", interrupted)
+    assert command("retrain", "--repository", tmp_path, "--data", data) == 130
+    line = said(capsys)
+    assert (line["status"], line["error"]) == ("failed", "KeyboardInterrupt")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -150,12 +164,17 @@ def test_sigterm_releases_the_lease(
     ],
 )
 def test_a_wrong_use_exits_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
 ) -> None:
-    """Nothing is written."""
+    """Nothing is written; options that do not go together are told in the line too."""
     monkeypatch.chdir(tmp_path)
     assert command(*arguments.split()) == 2
     assert list(tmp_path.iterdir()) == []
+    if not arguments.endswith(("yesterday", "2")):  # what is no value is typer's to refuse
+        assert said(capsys)["status"] == "failed"
 
 
 @contextmanager
