@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.e2e.test_line import command
+from tests.e2e.test_line import load_histories, trained
 from tests.support import RedisProcess, Service, running_redis
 
 
@@ -19,15 +19,15 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data/, run/, repository/ and predictions of DSIN on a world whose pages are its sessions."""
     folder = tmp_path_factory.mktemp("sessions")
     data, run = folder / "data", folder / "run"
-    command("training", "prepare", "--source", "synthetic", "--users", "40", "--out", data)
+    trained("prepare", "--source", "synthetic", "--users", "40", "--out", data)
     chosen = ["dim=8", "head=[16]", "epochs=2", "rate=0.01"]
     settings = [part for each in chosen for part in ("--set", each)]
-    command(
-        "training", "fit", "--data", data, "--model", "dsin", "--out", run, "--threads", "1",
+    trained(
+        "fit", "--data", data, "--model", "dsin", "--out", run, "--threads", "1",
         *settings,
     )  # fmt: skip
-    command("training", "evaluate", "--run", run, "--predictions", folder / "predictions.parquet")
-    command("training", "export", "--run", run, "--repository", folder / "repository")
+    trained("evaluate", "--run", run, "--predictions", folder / "predictions.parquet")
+    trained("export", "--run", run, "--repository", folder / "repository")
     return folder
 
 
@@ -40,10 +40,7 @@ def redis(line: Path) -> Iterator[RedisProcess]:
 @pytest.fixture(scope="module")
 def service(line: Path, redis: RedisProcess) -> Iterator[Service]:
     """With the histories of all users stored, and all the time to read them."""
-    command(
-        "service", "load-histories", "--data", line / "data", "--repository", line / "repository",
-        "--redis-url", redis.url,
-    )  # fmt: skip
+    load_histories(line / "data", line / "repository", redis.url)
     patient = {"DINSERVE_STORE_TIMEOUT_MS": "10000", "DINSERVE_TIMEOUT_MS": "20000"}
     with Service(line / "repository", redis.url, log=line / "log", environment=patient) as started:
         yield started

@@ -295,7 +295,7 @@ def test_a_folder_of_another_run_is_refused(
     assert "holds a run of other logs; choose another --out" in capsys.readouterr().err
 
 
-def no_validation(folder: Path) -> None:
+def no_test(folder: Path) -> None:
     events = pl.read_parquet(folder / "events.parquet")
     split = pl.when(pl.col("split").is_not_null()).then(pl.lit("train")).alias("split")
     events.with_columns(split).write_parquet(folder / "events.parquet")
@@ -336,7 +336,7 @@ def broken_schema(folder: Path) -> None:
     [
         (None, "fit --data none --out out", "schema.toml"),
         (broken_schema, "fit --data data --out out", "schema.toml: file: expected valid TOML"),
-        (no_validation, "fit --data data --out out", "impressions with split validation"),
+        (no_test, "fit --data data --out out", "impressions with split test"),
         (a_long_id, "fit --data data --out out", "item_id: expected a string of 1 to 256"),
         (None, "fit --data data --out out --model other", "--model other: expected one of lr, fnn"),
         (None, "fit --data data --out out --set colour=red", "--set colour: expected an option"),
