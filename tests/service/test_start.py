@@ -62,6 +62,10 @@ def test_with_nothing_at_all_a_service_lives(tmp_path: Path) -> None:
     redis = RedisProcess(tmp_path)
     root = tmp_path / "root"
     with Service(root, redis.url, log=tmp_path / "log", ready=False, environment=STRICT) as service:
+        last = time.monotonic() + 30
+        while len(warnings(service)) < 2:
+            assert time.monotonic() < last, service.logs()
+            time.sleep(0.02)
         looks = time.monotonic() + 1.0  # of one every 50 ms
         while time.monotonic() < looks:
             status, said = readiness(service)
