@@ -138,19 +138,21 @@ def encode(
     encoder = learn_encoder(logs, seen)
     sets = dict[str, Data]()
 
-    def read(mine: bool) -> None:
-        if not mine:
-            return
+    def read() -> None:
         if parts is None:
             sets.update(in_memory(logs, encoder, update))
         else:
             sets.update(in_parts(logs, encoder, *parts, update))
 
+    def wait() -> None:
+        """What the others do meanwhile."""
+
     group = group or Group()
-    written = parts is not None and len(logs) > parts[1]
-    group.agree(lambda: read(group.leader or not written))
-    if written:
-        group.agree(lambda: read(not group.leader))
+    sharded = parts is not None and len(logs) > parts[1]
+    first = group.leader or not sharded
+    group.agree(read if first else wait)
+    if sharded:  # by now the others find what the leader wrote
+        group.agree(wait if first else read)
     for split in ("train", "test"):
         _need(data, split, sets[split])
     _need_both_labels(data, logs, sets["train"])
