@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from service.mirrored import Mirrored
 
 _FRESH_SECONDS = 1.0
-_LAYOUTS_SECONDS = 1.0
+_STORE_SECONDS = 1.0
 _DAY_MS = 86_400_000
 _log = logging.getLogger(__name__)
 
@@ -99,8 +99,6 @@ def create_app(
         recorded=recorded,
         trial=Trial(settings.canary_band, settings.canary_requests),
         max_bytes=settings.max_bundle_bytes,
-        # Events are written in the stable version's layout, and any version may read them next.
-        before_service=lambda version: store.know(version.encoder.codec),
     )
     mirrored = _mirrored(settings, telemetry)
 
@@ -162,7 +160,6 @@ def create_app(
             batcher,
             shadow,
         ):
-            await store.learn_layouts()
             if hold is not None:
                 await registry.renew()
                 while registry.current is None and hold():
@@ -170,7 +167,7 @@ def create_app(
                     await registry.renew()
             tasks = [
                 asyncio.create_task(registry.watch(settings.poll_seconds), name="registry"),
-                asyncio.create_task(store.watch_layouts(_LAYOUTS_SECONDS), name="layouts"),
+                asyncio.create_task(store.watch(_STORE_SECONDS), name="store"),
                 asyncio.create_task(telemetry.keep_fresh(_FRESH_SECONDS), name="telemetry"),
             ]
             yield

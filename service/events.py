@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import monotonic
 from types import TracebackType
 from typing import Any, Literal
 
@@ -43,7 +41,6 @@ from store.url import StoreUrl
 Status = Literal["accepted", "duplicate", "refused"]
 Call = tuple[list[str], list[Any]]
 _MILLISECONDS = {"ms": 1, "s": 1000}
-_ANNOUNCED_SECONDS = 3600.0
 _log = logging.getLogger(__name__)
 _AT_ONCE = 200  # entries of a log that are looked at before others get their turn
 _INLINE = 50
@@ -95,7 +92,6 @@ class EventLog:
         self._horizon_ms, self._tombstone_ms = horizon_ms, tombstone_ms
         self._timeout = timeout
         self._redis = reach(StoreUrl.parse(url), limit=connections, connect_seconds=timeout)
-        self._announced: dict[str, float] = {}
 
     async def __aenter__(self) -> EventLog:
         return self
@@ -123,7 +119,6 @@ class EventLog:
         else:
             results, calls = self._prepare(raws, encoder)
         if calls:
-            await self._announce(encoder.codec)
             found = await self._run(scripts.APPEND, [call for _, call in calls])
             for (places, _), codes in zip(calls, found, strict=True):
                 results |= dict(zip(places, map(_result, codes), strict=True))
@@ -164,17 +159,16 @@ class EventLog:
         ``codec`` is of the layout in service; all that were ever written are known. What is left
         says when, so that those who collected the log forget the user too.
         """
-        received, prefix, log = self.now, self._prefix, self._log_of(user)
-        layouts_of_all = layouts_key(prefix)
-        [known] = await self._asked([(layouts_of_all, ("HKEYS", layouts_of_all))])
-        layouts = {str(each, errors="replace") for each in known}
-        layouts |= {codec.layout} if codec else set()
-        own = [history_key(prefix, user, layout) for layout in sorted(layouts)]
-        own += [profile_key(prefix, user), seen_key(prefix, user)]
+        received, log = self.now, self._log_of(user)
+        described = layouts_key(self._prefix, partition(user))
         payload = orjson.dumps(dump(Erased(user, received)))
-        given = [user, payload, received, self._horizon_ms, self._tombstone_ms]
-        keys = [log, erased_key(prefix, user), *own]
-        [[gone, last]] = await self._run(scripts.ERASE, [(keys, given)])
+        gone = None
+        while gone is None:  # again where someone has just written another layout
+            [known] = await self._asked([(described, ("HKEYS", described))])
+            keys = [log, erased_key(self._prefix, user), described, *self._own(user, known, codec)]
+            given = [user, payload, received, self._horizon_ms, self._tombstone_ms, len(known)]
+            [found] = await self._run(scripts.ERASE, [(keys, given)])
+            gone, last = found or (None, None)
         start, entries = b"-", 0
         while start:
             step = [user, start, last, _AT_ONCE]
@@ -182,15 +176,12 @@ class EventLog:
             entries += some
         return Erasure(gone, entries)
 
-    async def _announce(self, codec: HistoryCodec) -> None:
-        """Write down what a layout's fields are, before the first record of it and now and then."""
-        layout = codec.layout
-        if monotonic() < self._announced.get(layout, -math.inf) + _ANNOUNCED_SECONDS:
-            return
-        key = layouts_key(self._prefix)
-        described = ("HSET", key, layout, codec.described)
-        await self._asked([(key, described), (key, ("EXPIRE", key, LAYOUTS_SECONDS))])
-        self._announced[layout] = monotonic()
+    def _own(self, user: str, known: Sequence[bytes], codec: HistoryCodec | None) -> list[str]:
+        """The keys of what is stored of a user, with histories in the layouts that are known."""
+        layouts = {str(each, errors="replace") for each in known}
+        layouts |= {codec.layout} if codec else set()
+        own = [history_key(self._prefix, user, layout) for layout in sorted(layouts)]
+        return [*own, profile_key(self._prefix, user), seen_key(self._prefix, user)]
 
     def _appending(self, events: Mapping[int, tuple[Event, bytes]], encoder: Encoder) -> Call:
         """The call of the script for the events of one user."""
@@ -201,10 +192,11 @@ class EventLog:
             seen_key(self._prefix, user),
             self._log_of(user),
             erased_key(self._prefix, user),
+            layouts_key(self._prefix, partition(user)),
         ]
         kept, unit = KEPT * schema.history_length, _MILLISECONDS[schema.ts_unit]
         given: list[Any] = [codec.width, kept, self._horizon_ms, self._limit, user, unit]
-        given.append(codec.action)
+        given += [codec.action, codec.layout, codec.described, 1000 * LAYOUTS_SECONDS]
         for event, record in events.values():
             payload = orjson.dumps(dump(event))
             given += [event.ts, record, event.key.to_bytes(8, "little"), payload]

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from model.contract.history import HistoryCodec, HistoryError, Records, in_order
 from model.contract.schema import Schema
-from model.contract.store import history_key, layouts_key, profile_key
+from model.contract.store import history_key, layouts_key, partition, profile_key
 from service.limit import Limit
 from store.node import Command
 from store.nodes import reach
@@ -43,6 +43,17 @@ class Stored:
     history: Records
     profile: Mapping[str, Any] = field(default_factory=dict)
     degraded: str | None = None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Redis' answers about a user: the profile, and of each layout the history's length in bytes
+    and the end of it."""
+
+    profile: bytes | None
+    layouts: Sequence[HistoryCodec] = ()
+    lengths: Sequence[int] = ()
+    ends: Sequence[bytes] = ()
 
 
 class Breaker:
@@ -100,7 +111,7 @@ class BehaviourStore:
         self.breaker, self._on_failure = breaker, on_failure
         self._redis = reach(StoreUrl.parse(url), limit=connections, connect_seconds=timeout)
         self._codecs: dict[str, HistoryCodec] = {}
-        self._described: set[bytes | str] = set()
+        self._described: set[bytes] = set()
         self._answered = False
         self._trouble = "it was not asked yet"
         self._told: set[str] = set()
@@ -116,13 +127,7 @@ class BehaviourStore:
         return self._trouble
 
     async def __aenter__(self) -> BehaviourStore:
-        try:
-            async with asyncio.timeout(_PATIENT_SECONDS):
-                await self._redis.check()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed(type(error).__name__)
-        else:
-            self._fine()
+        await self._check()
         return self
 
     async def __aexit__(
@@ -145,15 +150,9 @@ class BehaviourStore:
         if not self.breaker.allow():
             return Stored(codec.empty(), degraded=missing)
         given = min(self._timeout, budget)
-        layouts = self._layouts(codec) if history else []
-        profile_at = profile_key(self._prefix, user)
-        asked: list[Command] = [("GET", profile_at)]
-        for each in layouts:
-            key = history_key(self._prefix, user, each.layout)
-            asked += [("STRLEN", key), ("GETRANGE", key, -schema.history_length * each.width, -1)]
         try:
             with Limit(max(0.0, given)):
-                answers = await self._redis.ask(profile_at, asked)
+                found = await self._find(user, schema, codec, history)
         except (RedisError, OSError, TimeoutError) as error:
             # A caller in too much of a hurry says nothing of the store, and must not shut it.
             if isinstance(error, TimeoutError) and given < self._timeout * _FAIR:
@@ -167,62 +166,70 @@ class BehaviourStore:
             raise
         self.breaker.succeeded()
         self._fine()
-        profile, *rest = answers
-        return self._decode(profile, rest, layouts, codec)
+        return self._decode(found, codec)
 
-    def know(self, codec: HistoryCodec) -> None:
-        """Read this layout too from now on, before anyone can write it."""
-        self._codecs.setdefault(codec.layout, codec)
+    async def watch(self, every: float) -> None:
+        """Ask whether Redis is there, for ever; more often until it has answered once."""
+        while True:
+            await asyncio.sleep(every if self._answered else min(every, _RETRY_SECONDS))
+            await self._check()
 
-    async def learn_layouts(self) -> None:
-        """Find out in which layouts histories may lie; what is known stays known while Redis is
-        away."""
-        key = layouts_key(self._prefix)
+    async def _check(self) -> None:
         try:
             async with asyncio.timeout(_PATIENT_SECONDS):
-                [found] = await self._redis.ask(key, [("HGETALL", key)])
+                await self._redis.check()
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(type(error).__name__)
-            return
-        self._fine()
-        for described in found[1::2]:
-            if described in self._described:
-                continue
-            self._described.add(described)
+        else:
+            self._fine()
+
+    async def _find(self, user: str, schema: Schema, codec: HistoryCodec, history: bool) -> _Found:
+        """One round trip, and where someone has written a layout that is new here another one.
+
+        Raises RedisError and OSError.
+        """
+        at = profile_key(self._prefix, user)
+        asked: list[Command] = [("GET", at)]
+        if not history:
+            [profile] = await self._redis.ask(at, asked)
+            return _Found(profile)
+        self._codecs.setdefault(codec.layout, codec)
+        asked.append(("HVALS", layouts_key(self._prefix, partition(user))))
+        while True:
+            layouts = [each for each in self._codecs.values() if each.layout != codec.layout]
+            layouts.append(codec)  # what is written now, so the newest
+            ends: list[Command] = []
+            for each in layouts:
+                key = history_key(self._prefix, user, each.layout)
+                last = -schema.history_length * each.width
+                ends += [("STRLEN", key), ("GETRANGE", key, last, -1)]
+            profile, described, *parts = await self._redis.ask(at, asked + ends)
+            if not self._learn(described):
+                return _Found(profile, layouts, parts[::2], parts[1::2])
+
+    def _learn(self, described: Sequence[bytes]) -> bool:
+        """Take note of the layouts that there are; whether one was not known."""
+        new = [each for each in described if each not in self._described]
+        for each in new:
+            self._described.add(each)
             try:
-                codec = HistoryCodec.parse(described)
+                codec = HistoryCodec.parse(each)
             except HistoryError:
                 self._report("corrupt layout")
             else:
-                self.know(codec)
+                self._codecs[codec.layout] = codec
+        return bool(new)
 
-    async def watch_layouts(self, every: float) -> None:
-        """`learn_layouts` for ever; more often until Redis has answered once."""
-        while True:
-            await self.learn_layouts()
-            await asyncio.sleep(every if self._answered else min(every, _RETRY_SECONDS))
-
-    def _layouts(self, codec: HistoryCodec) -> list[HistoryCodec]:
-        """The layouts to ask for, the one wanted last: it is the newest."""
-        self.know(codec)
-        return [each for each in self._codecs.values() if each.layout != codec.layout] + [codec]
-
-    def _decode(
-        self,
-        profile: bytes | None,
-        rest: Sequence[Any],
-        layouts: Sequence[HistoryCodec],
-        codec: HistoryCodec,
-    ) -> Stored:
+    def _decode(self, found: _Found, codec: HistoryCodec) -> Stored:
         degraded, parts = None, list[Records]()
         try:
-            fields = {} if profile is None else orjson.loads(profile)
+            fields = {} if found.profile is None else orjson.loads(found.profile)
             if not isinstance(fields, dict):
                 raise ValueError("a profile is a JSON object")
         except ValueError:
             fields, degraded = {}, PROFILE_UNAVAILABLE
             self._report("corrupt profile")
-        for layout, whole, data in zip(layouts, rest[::2], rest[1::2], strict=True):
+        for layout, whole, data in zip(found.layouts, found.lengths, found.ends, strict=True):
             if not whole:
                 continue
             try:

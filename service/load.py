@@ -20,7 +20,14 @@ from redis.exceptions import RedisError
 from model.contract.history import KEPT, HistoryCodec, Records
 from model.contract.ids import MISSING, Keys, keys
 from model.contract.schema import Field, Schema
-from model.contract.store import LAYOUTS_SECONDS, erased_key, history_key, layouts_key, profile_key
+from model.contract.store import (
+    LAYOUTS_SECONDS,
+    PARTITIONS,
+    erased_key,
+    history_key,
+    layouts_key,
+    profile_key,
+)
 from store.blocking import Clients
 from store.url import StoreUrl
 
@@ -109,9 +116,14 @@ def write(
     written, done = 0, 0
     try:
         with Clients(StoreUrl.parse(url), _SECONDS) as clients:
-            layouts = layouts_key(prefix)
-            clients.of(layouts).hset(layouts, schema.layout, HistoryCodec.of(schema).described)
-            clients.of(layouts).expire(layouts, LAYOUTS_SECONDS)
+            described = HistoryCodec.of(schema).described
+            layouts = [layouts_key(prefix, at) for at in range(PARTITIONS)]
+            for client, keys in clients.by_node(layouts):
+                pipeline = client.pipeline(transaction=False)
+                for key in keys:
+                    pipeline.hset(key, schema.layout, described)
+                    pipeline.expire(key, LAYOUTS_SECONDS)
+                pipeline.execute()
             while some := list(islice(entries, _TOGETHER)):
                 of_key = {key: (user, value) for user, key, value in some}
                 for client, keys in clients.by_node(of_key):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,10 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class Registry:
-    """The versions in service; `watch` keeps them as the labels say.
-
-    ``before_service`` is told of each version of a lineup before requests meet it.
-    """
+    """The versions in service; `watch` keeps them as the labels say."""
 
     def __init__(
         self,
@@ -49,13 +46,11 @@ class Registry:
         recorded: Recorded | None = None,
         trial: Trial | None = None,
         max_bytes: int | None = None,
-        before_service: Callable[[Version], object] = lambda version: None,
     ) -> None:
         self._root, self._name = root, name
         self._telemetry = telemetry
         self._shelf = Shelf(open_engine, telemetry, recorded or Recorded(), max_bytes)
         self._trial = trial or Trial(BAND, LEAST)
-        self._before_service = before_service
         self._trouble = "no version was looked for yet"
         self._told: set[str] = set()
         self._pool = background("versions")
@@ -147,8 +142,6 @@ class Registry:
     def take(self, found: Lineup) -> None:
         """Switch: requests that come from now on are scored by it."""
         before, now = self._lineup, self._allowed(found)
-        for version in now.versions():
-            self._before_service(version)
         self._lineup = now
         if before is None or (before.canary, before.canary_share) != (now.canary, now.canary_share):
             self._trial.clear()

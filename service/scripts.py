@@ -14,13 +14,14 @@ FUTURE_MS = 60_000
 # What APPEND says of each event.
 DUPLICATE, ACCEPTED, ERASED, FULL = 0, 1, -1, -2
 
-# KEYS: history, seen, log, erased. ARGV: bytes of a record, records to keep, time to live (ms),
-# entries that the log may hold, user, ms per unit of ts, the place of the action in a record (0: it
-# has none); then for each event its ts, its record ("" when it is no behaviour), its key (8 bytes)
-# and its payload. The history is sorted by ts; at one ts what came later stands later, and one of
-# the same item and action is not put in again. It is walked and made once for all events, in
-# whatever order they come. One that is older than all of a full history is logged alone. What may
-# have been sent before an erasure, by a clock that is ahead, is refused after it.
+# KEYS: history, seen, log, erased, layouts. ARGV: bytes of a record, records to keep, time to live
+# (ms), entries that the log may hold, user, ms per unit of ts, the place of the action in a record
+# (0: it has none), the layout, its fields, their time to live (ms); then for each event its ts, its
+# record ("" when it is no behaviour), its key (8 bytes) and its payload. The history is sorted by
+# ts; at one ts what came later stands later, and one of the same item and action is not put in
+# again. It is walked and made once for all events, in whatever order they come. One that is older
+# than all of a full history is logged alone. What may have been sent before an erasure, by a clock
+# that is ahead, is refused after it.
 APPEND = (
     f"local KEEP, DUPLICATE, ACCEPTED = {8 * SEEN}, {DUPLICATE}, {ACCEPTED}\n"
     f"local ERASED, FULL, FUTURE = {ERASED}, {FULL}, {FUTURE_MS}\n"
@@ -55,7 +56,7 @@ local function ts_at(place)
 end
 
 local oldest = math.huge
-for i = 8, #ARGV, 4 do oldest = math.min(oldest, tonumber(ARGV[i])) end
+for i = 11, #ARGV, 4 do oldest = math.min(oldest, tonumber(ARGV[i])) end
 
 local have, new, place = {}, {}, #history
 while place > 0 and ts_at(place) >= oldest do
@@ -64,7 +65,7 @@ while place > 0 and ts_at(place) >= oldest do
 end
 
 local found = {}
-for i = 8, #ARGV, 4 do
+for i = 11, #ARGV, 4 do
   local ts, record, key = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
   local result = ACCEPTED
   if ts * ARGV[6] <= erased then
@@ -99,7 +100,11 @@ for i = #new, 1, -1 do
 end
 parts[1] = string.sub(history, 1, stop)
 local merged = string.sub(table.concat(parts, '', 1, 2 * #new + 1), -kept)
-if merged ~= history then redis.call('SET', KEYS[1], merged, 'PX', ttl) end
+if merged ~= history then
+  redis.call('HSET', KEYS[5], ARGV[8], ARGV[9])
+  redis.call('PEXPIRE', KEYS[5], ARGV[10])
+  redis.call('SET', KEYS[1], merged, 'PX', ttl)
+end
 if logged then
   redis.call('SET', KEYS[2], seen, 'PX', ttl)
   redis.call('PEXPIRE', KEYS[3], ttl)
@@ -122,10 +127,12 @@ return ACCEPTED
 """
 )
 
-# KEYS: log, erased, the user's other keys. ARGV: user, payload, when (ms), time to live of the log
-# and of the tombstone (ms). How many keys went, and the entry of the log that says so.
+# KEYS: log, erased, layouts, the user's other keys. ARGV: user, payload, when (ms), time to live of
+# the log and of the tombstone (ms), how many layouts the caller knows. How many keys went, and the
+# entry of the log that says so; nothing is done where there are other layouts.
 ERASE = """
-local gone = redis.call('DEL', unpack(KEYS, 3))
+if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[6]) then return {} end
+local gone = redis.call('DEL', unpack(KEYS, 4))
 redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[5])
 local entry = redis.call('XADD', KEYS[1], '*', 'k', 'erase', 'u', ARGV[1], 'd', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])

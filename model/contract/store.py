@@ -6,12 +6,12 @@
 ``PREFIX:{P}:USER:s``              string: keys of the user's last events, 8 bytes each
 ``PREFIX:{P}:USER:x``              string: when the user was erased, ms since 1970
 ``PREFIX:{P}:log``                 stream: what happened, see `model.contract.log`
-``PREFIX:layouts``                 hash: the fields of each LAYOUT that was written
+``PREFIX:{P}:layouts``             hash: the fields of each LAYOUT that was written
 ================================== ============================================================
 
 P is the partition of a user, 0 to 63. The braces put all keys of a partition in one slot of a
-cluster, so one script can change a user's history and append to the log. Every key has a time to
-live.
+cluster, so one script can change a user's history and append to the log, and who reads a user sees
+in the same round trip in which layouts there may be a history. Every key has a time to live.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def log_key(prefix: str, partition: int) -> str:
     return f"{prefix}:{{{partition}}}:log"
 
 
-def layouts_key(prefix: str) -> str:
-    return f"{prefix}:layouts"
+def layouts_key(prefix: str, partition: int) -> str:
+    return f"{prefix}:{{{partition}}}:layouts"
 
 
 def _user(prefix: str, user: str) -> str:

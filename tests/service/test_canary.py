@@ -228,11 +228,10 @@ def test_a_canary_of_another_schema_reads_requests_in_its_own_way(tmp_path: Path
 
 @pytest.mark.parametrize("begin", ["canary", "stable"])
 def test_a_version_of_another_layout_sees_an_event_at_once(
-    begin: str, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    begin: str, tmp_path: Path, redis_url: str
 ) -> None:
     """Whether it is a canary or was just swapped in, and though nobody was read in the layout that
-    the event was written in, nor Redis asked what layouts there are."""
-    monkeypatch.setattr("service.app._LAYOUTS_SECONDS", 3600.0)
+    the event was written in."""
     dwell = '[[behaviour]]\nname = "dwell"\nkind = "number"\nboundaries = [1.0]\n'
     publish_toy(tmp_path)
     publish_toy(tmp_path, schema_text=TOY + dwell)

@@ -20,6 +20,7 @@ from model.contract.store import (
     LAYOUTS_SECONDS,
     erased_key,
     history_key,
+    layouts_key,
     log_key,
     partition,
     profile_key,
@@ -277,7 +278,7 @@ def test_a_user_is_forgotten_in_every_layout_and_in_the_log(
     """What others did stays; what is left of the user says when, and no earlier event returns."""
     neighbour = next(f"n{n}" for n in range(999) if partition(f"n{n}") == partition("u"))
     old = HistoryCodec([("gone", "category")])
-    client.hset("din:layouts", old.layout, old.described)
+    client.hset(layouts_key("din", partition("u")), old.layout, old.described)
     client.set(history_key("din", "u", old.layout), bytes(old.width))
     client.set(profile_key("din", "u"), b"{}")
     append(redis_url, encoder, event(-9), event(-8), {**event(-7), "user_id": neighbour})
@@ -315,7 +316,7 @@ def test_forgetting_survives_a_damaged_layout_and_needs_no_model(
 ) -> None:
     """What was written in a known layout goes, whatever else stands there."""
     append(redis_url, encoder, event(0))
-    client.hset("din:layouts", "x", b"\xff nonsense")
+    client.hset(layouts_key("din", partition("u")), "x", b"\xff nonsense")
     assert with_log(redis_url, lambda log: log.erase("u")) == Erasure(keys=2, entries=1)
 
 

@@ -15,7 +15,8 @@ from redis import Redis
 from model.contract.encode import Encoder
 from model.contract.history import HistoryCodec
 from model.contract.schema import Schema
-from model.contract.store import history_key, profile_key
+from model.contract.store import history_key, layouts_key, partition, profile_key
+from service.events import EventLog
 from service.features import BehaviourStore, Breaker, Stored
 from tests.support import TOY, RedisProcess, free_port, running_redis
 
@@ -30,6 +31,11 @@ def store_of(url: str, breaker: Breaker | None = None, timeout: float = PATIENT)
         connections=4,
         breaker=breaker or Breaker(1000, 1.0),
     )
+
+
+def writer_of(url: str) -> EventLog:
+    times = {"timeout": PATIENT, "horizon_ms": 86_400_000, "tombstone_ms": 86_400_000}
+    return EventLog(url, prefix="din", connections=4, limit=1000, **times)
 
 
 def read(url: str, encoder: Encoder, timeout: float = PATIENT) -> tuple[Stored, float]:
@@ -121,17 +127,9 @@ def test_histories_of_all_layouts_are_read_together(
     before = old.pack({"ts": [0, 2, 7], "item_id": [1, 2, 3], "rating": [9, 8, 7], "shop": [1] * 3})
     client.set(history_key("din", "u", old.layout), before.tobytes())
     client.set(history_key("din", "u", schema.layout), packed(encoder, 2))
-    client.hset("din:layouts", mapping={old.layout: old.described, "x": "nonsense"})
-    client.hset("din:layouts", schema.layout, encoder.codec.described)
-
-    async def scenario() -> tuple[Stored, Stored]:
-        async with store_of(redis_url) as store:
-            unaware = await store.read("u", schema, encoder.codec, history=True, budget=9)
-            await store.learn_layouts()
-            return unaware, await store.read("u", schema, encoder.codec, history=True, budget=9)
-
-    unaware, stored = asyncio.run(scenario())
-    assert unaware.history["ts"].tolist() == [0, 1]
+    layouts = {old.layout: old.described, "x": "nonsense"}
+    client.hset(layouts_key("din", partition("u")), mapping=layouts)
+    stored, _ = read(redis_url, encoder)
     assert stored.degraded is None
     assert stored.history.dtype == encoder.codec.dtype
     assert stored.history["ts"].tolist() == [0, 0, 1, 2, 7]
@@ -154,14 +152,26 @@ def test_what_was_wanted_once_is_read_from_then_on(
     assert asyncio.run(scenario()).history["ts"].tolist() == [0, 1, 2]
 
 
-def test_layouts_of_a_store_that_is_away_are_those_known_before(encoder: Encoder) -> None:
-    """Not knowing them now forgets nothing and fails nothing."""
+def test_an_event_in_a_layout_that_is_new_is_seen_by_the_next_read(
+    redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """Though another process wrote it, whose version this one has never met: what is written says
+    so in the same round trip."""
+    dwell = '[[behaviour]]\nname = "dwell"\nkind = "number"\nboundaries = [1.0]\n'
+    newer = Encoder(Schema.parse(TOY + dwell), encoder.tables, encoder.catalogue)
+    event = {"user_id": "u", "item_id": "i1", "action": "click", "ts": int(time.time())}
 
-    async def scenario() -> None:
-        async with store_of(f"redis://127.0.0.1:{free_port()}/0") as store:
-            await store.learn_layouts()
+    async def scenario() -> list[int]:
+        found = []
+        async with store_of(redis_url) as store, writer_of(redis_url) as other:
+            for at, by in enumerate([encoder, newer, encoder, newer]):
+                await other.append([{**event, "ts": event["ts"] - at}], by)
+                stored = await store.read("u", schema, encoder.codec, history=True, budget=9)
+                assert stored.degraded is None
+                found.append(len(stored.history))
+        return found
 
-    asyncio.run(scenario())
+    assert asyncio.run(scenario()) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("cut", [1, 23])

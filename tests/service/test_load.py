@@ -13,7 +13,14 @@ from redis import Redis
 from model.contract.encode import Encoder
 from model.contract.history import KEPT, HistoryCodec
 from model.contract.schema import Schema
-from model.contract.store import LAYOUTS_SECONDS, erased_key, history_key, profile_key
+from model.contract.store import (
+    LAYOUTS_SECONDS,
+    PARTITIONS,
+    erased_key,
+    history_key,
+    layouts_key,
+    profile_key,
+)
 from service import load
 from tests.support import free_port
 
@@ -39,11 +46,12 @@ def stored(url: str, folder: Path, schema: Schema) -> dict[str, bytes]:
     with Redis.from_url(url) as client:
         keys = sorted(client.keys())
         assert all(0 < client.ttl(key) <= LAYOUTS_SECONDS for key in keys)
-        assert all(client.ttl(key) <= load.TIME_TO_LIVE for key in keys if b"{" in key)
-        assert client.hgetall("din:layouts") == {
-            schema.layout.encode(): HistoryCodec.of(schema).described.encode()
-        }
-        return {key.decode(): client.get(key) for key in keys if key != b"din:layouts"}
+        layouts = [layouts_key("din", at).encode() for at in range(PARTITIONS)]
+        described = {schema.layout.encode(): HistoryCodec.of(schema).described.encode()}
+        assert all(client.hgetall(key) == described for key in layouts)
+        found = {key.decode(): client.get(key) for key in keys if key not in layouts}
+        assert all(client.ttl(key) <= load.TIME_TO_LIVE for key in found)
+        return found
 
 
 def test_histories_are_packed_as_the_encoder_packs_them(
