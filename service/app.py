@@ -90,6 +90,16 @@ def create_app(
         breaker=breaker,
         on_failure=lambda reason: telemetry.store_failures.labels(reason).inc(),
     )
+    events = EventLog(
+        settings.redis_url,
+        prefix=settings.key_prefix,
+        timeout=settings.event_timeout_ms / 1e3,
+        connections=settings.store_connections,
+        horizon_ms=settings.history_days * _DAY_MS,
+        tombstone_ms=settings.erased_days * _DAY_MS,
+        limit=settings.log_entries // PARTITIONS,
+        on_failure=lambda reason: telemetry.write_failures.labels(reason).inc(),
+    )
     registry = Registry(
         settings.repository,
         settings.name,
@@ -99,6 +109,7 @@ def create_app(
         recorded=recorded,
         trial=Trial(settings.canary_band, settings.canary_requests),
         max_bytes=settings.max_bundle_bytes,
+        tell=events.tell_withdrawn,
     )
     mirrored = _mirrored(settings, telemetry)
 
@@ -123,16 +134,6 @@ def create_app(
     readiness = Readiness(registry, batcher, store, drain or Drain(), settings.ready_without_redis)
     telemetry.follow(telemetry.ready, lambda: not readiness.trouble)
     traces = Traces(settings.traces) if settings.traces else None
-    events = EventLog(
-        settings.redis_url,
-        prefix=settings.key_prefix,
-        timeout=settings.event_timeout_ms / 1e3,
-        connections=settings.store_connections,
-        horizon_ms=settings.history_days * _DAY_MS,
-        tombstone_ms=settings.erased_days * _DAY_MS,
-        limit=settings.log_entries // PARTITIONS,
-        on_failure=lambda reason: telemetry.write_failures.labels(reason).inc(),
-    )
     score_log = ScoreLog(events, share=settings.log_share, telemetry=telemetry)
     scorer = Scorer(
         registry=registry,

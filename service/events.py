@@ -20,6 +20,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from model.contract.encode import Encoder, FieldError
 from model.contract.history import KEPT, HistoryCodec
+from model.contract.labels import Withdrawal
 from model.contract.log import Erased, Event, Scored, dump, kinds_of, read_event
 from model.contract.schema import Schema
 from model.contract.store import (
@@ -31,6 +32,7 @@ from model.contract.store import (
     partition,
     profile_key,
     seen_key,
+    withdrawn_key,
 )
 from service import scripts
 from service.errors import Unavailable
@@ -152,6 +154,12 @@ class EventLog:
     async def note(self, calls: Sequence[Call]) -> list[int]:
         """Make calls of `noting`; what the script says of each. Raises `Unavailable`."""
         return await self._run(scripts.NOTE, calls)
+
+    async def tell_withdrawn(self, model: str, withdrawal: Withdrawal) -> None:
+        """Leave a canary that failed here to whoever may write the labels. Raises `Unavailable`."""
+        key = withdrawn_key(self._prefix)
+        told = (key, ("HSET", key, model, withdrawal.described))
+        await self._asked([told, (key, ("PEXPIRE", key, self._horizon_ms))])
 
     async def erase(self, user: str, codec: HistoryCodec | None = None) -> Erasure:
         """Forget a user: history, profile and what the log still holds. Raises `Unavailable`.

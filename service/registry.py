@@ -15,13 +15,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from model.contract.labels import LabelError, LabelFile, Labels
+from model.contract.labels import LabelError, LabelFile, Labels, Withdrawal
 from model.contract.repository import Repository, RepositoryError
 from service.background import background
+from service.errors import Unavailable
 from service.lineup import Lineup
 from service.recorded import Recorded
 from service.shelf import BusyError, Shelf
@@ -30,11 +32,16 @@ from service.trial import Trial
 from service.verify import OpenEngine, Version
 
 BAND, LEAST = 0.02, 200
+Tell = Callable[[str, Withdrawal], Awaitable[None]]
 _log = logging.getLogger(__name__)
 
 
 class Registry:
-    """The versions in service; `watch` keeps them as the labels say."""
+    """The versions in service; `watch` keeps them as the labels say.
+
+    ``tell`` is given the model's name and a canary that failed where the labels can't be written
+    here, for whoever can; it raises `Unavailable`, and is then asked again.
+    """
 
     def __init__(
         self,
@@ -46,6 +53,7 @@ class Registry:
         recorded: Recorded | None = None,
         trial: Trial | None = None,
         max_bytes: int | None = None,
+        tell: Tell | None = None,
     ) -> None:
         self._root, self._name = root, name
         self._telemetry = telemetry
@@ -55,9 +63,10 @@ class Registry:
         self._told: set[str] = set()
         self._pool = background("versions")
         self._lineup: Lineup | None = None
-        # A canary that failed here, with its share then: it gets no traffic until that changes.
-        self._withdrawn: tuple[int, float] | None = None
-        self._unwritten: str | None = None
+        self._tell_others = tell
+        # A canary that failed here: it gets no traffic until the labels change.
+        self._withdrawn: Withdrawal | None = None
+        self._untold: Withdrawal | None = None
         self._warned = False
 
     @property
@@ -95,6 +104,7 @@ class Registry:
         else:
             if found is not None:
                 self.take(found)
+        await self._hand_over()
 
     def look(self) -> Lineup | None:
         """What should be in service when it is not what is. Does not switch."""
@@ -164,8 +174,7 @@ class Registry:
         why = self._trial.verdict() if canary and failed else None
         if why is not None:
             number = lineup.canary.number
-            self._withdrawn = (number, lineup.canary_share)
-            self._unwritten = why
+            self._withdrawn = Withdrawal(number, lineup.canary_share, why)
             self._telemetry.withdrawn.labels(version.name).inc()
             _log.error("%s canary version %d withdrawn: %s", version.name, number, why)
             self.take(replace(lineup, canary_share=0.0))
@@ -174,26 +183,40 @@ class Registry:
         """The labels, told of a canary that failed here. Raises `LabelError`."""
         file = LabelFile(repository, by="service")
         labels = file.read()
-        if self._withdrawn != (labels.canary, labels.canary_share):
-            self._withdrawn = self._unwritten = None  # someone has decided otherwise
-        if self._withdrawn is None or self._unwritten is None:
+        withdrawn = self._withdrawn
+        if withdrawn is None:
+            return labels
+        if not withdrawn.of(labels):  # someone has decided otherwise
+            self._withdrawn, self._untold, self._warned = None, None, False
             return labels
         try:
-            file.withdraw_canary(self._withdrawn[0], self._unwritten)
+            labels = file.withdraw(withdrawn)
         except OSError as error:  # tried again with the next look: the disk may be full for now
             if not self._warned:
                 _log.warning("the labels can't be written here: %s", error.strerror)
+                self._untold = withdrawn
             self._warned = True
-            return labels
-        self._withdrawn, self._unwritten, self._warned = None, None, False
-        return file.read()
+        else:
+            self._withdrawn, self._untold, self._warned = None, None, False
+        return labels
+
+    async def _hand_over(self) -> None:
+        """Tell others of a canary that failed here, where only they can write the labels."""
+        untold, current = self._untold, self.current
+        if untold is None or current is None or self._tell_others is None:
+            return
+        with suppress(Unavailable):
+            await self._tell_others(current.name, untold)
+            if self._untold is untold:
+                self._untold = None
 
     def _allowed(self, lineup: Lineup) -> Lineup:
         """Without traffic for a canary that was withdrawn here."""
-        number = lineup.canary.number if lineup.canary is not None else None
-        if self._withdrawn is None or self._withdrawn != (number, lineup.canary_share):
+        canary, failed = lineup.canary, self._withdrawn
+        if canary is None or failed is None:
             return lineup
-        return replace(lineup, canary_share=0.0)
+        same = (canary.number, lineup.canary_share) == (failed.version, failed.share)
+        return replace(lineup, canary_share=0.0) if same else lineup
 
     def _stable(
         self, repository: Repository, numbers: Collection[int], labels: Labels

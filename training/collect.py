@@ -23,6 +23,7 @@ from store.blocking import Clients
 from store.url import StoreUrl
 from training.collected import Collected, Writer, Written
 from training.drain import Drain, Pace
+from training.failed import Failed
 from training.files import BusyError, Files
 from training.guard import Band
 from training.quality import Span, Window
@@ -98,7 +99,9 @@ def collect(
         clients = stack.enter_context(Clients(url, _SECONDS))
         streams = Streams(clients, source.prefix, source.consumer)
         telemetry = Telemetry()
-        watch = Watch(Window(schema, judged.span), telemetry, repository, judged.band, tell)
+        failed = Failed(clients, source.prefix)
+        window = Window(schema, judged.span)
+        watch = Watch(window, telemetry, repository, judged.band, tell, failed=failed)
         watching = bool(shown) or repository is not None
         if watching:
             watch.begin(Collected(logs))

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import polars as pl
 
-from model.contract.labels import LabelFile
+from model.contract.labels import LabelFile, Withdrawal
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def guard(labels: LabelFile, rows: pl.DataFrame, band: Band) -> tuple[int, Verdi
     if not verdict.broken:
         return None
     outside = f"outside {band.low:g} to {band.high:g}"
-    labels.withdraw_canary(found.canary, f"{verdict.said}, {outside}")
+    labels.withdraw(Withdrawal(found.canary, found.canary_share, f"{verdict.said}, {outside}"))
     return found.canary, verdict
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 
@@ -13,6 +14,7 @@ from model.contract.labels import LabelError, LabelFile
 from model.contract.repository import Repository
 from training import drift
 from training.collected import Collected, Written
+from training.failed import Failed
 from training.guard import Band, guard
 from training.quality import Window, measure
 from training.telemetry import Live, Of, Telemetry
@@ -22,7 +24,8 @@ Tell = Callable[..., None]
 
 class Watch:
     """Live quality of the versions that the logs name. With a ``repository`` its canary is guarded,
-    and scores are held against those of the validation set.
+    and scores are held against those of the validation set; with ``failed`` a canary that services
+    tell of is withdrawn too.
     """
 
     def __init__(
@@ -33,9 +36,11 @@ class Watch:
         band: Band,
         tell: Tell,
         clock: Callable[[], float] = time.time,
+        failed: Failed | None = None,
     ) -> None:
         self._window, self._telemetry, self._tell = window, telemetry, tell
         self._repository, self._band, self._clock = repository, band, clock
+        self._failed = failed
         self._validated: dict[tuple[int, str], list[int] | None] = {}
 
     @property
@@ -98,13 +103,20 @@ class Watch:
     def _guard(self, repository: Repository, rows: pl.DataFrame) -> None:
         """By the first task. Labels that can't be read are no reason to stop collecting."""
         first = rows.filter(pl.col("task") == next(iter(self._window.actions)))
+        labels = LabelFile(repository, by="collect")
         try:
-            found = guard(LabelFile(repository, by="collect"), first, self._band)
+            told = self._failed.withdraw(labels) if self._failed is not None else None
+            if told is not None:
+                self._withdrawn(repository, told.version, why=told.why)
+            found = guard(labels, first, self._band)
         except (LabelError, OSError) as error:
             self._tell("guard_failed", error=str(error))
             return
         if found is not None:
             version, verdict = found
-            self._telemetry.withdrawn.inc()
             why = {name: value for name, value in asdict(verdict).items() if name != "broken"}
-            self._tell("canary_withdrawn", model=repository.name, version=version, **why)
+            self._withdrawn(repository, version, **why)
+
+    def _withdrawn(self, repository: Repository, version: int, **why: Any) -> None:
+        self._telemetry.withdrawn.inc()
+        self._tell("canary_withdrawn", model=repository.name, version=version, **why)

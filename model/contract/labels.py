@@ -111,6 +111,37 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Withdrawal:
+    """A canary that failed with a share of the traffic, and how; to be taken back to a share of 0
+    unless the labels have been changed since."""
+
+    version: int
+    share: float
+    why: str
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Withdrawal:
+        """From `described`. Raises `LabelError`."""
+        try:
+            found = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError):
+            raise LabelError("no description of a withdrawal") from None
+        _expect(_is_version(found.version), "version", "a version")
+        _expect(type(found.share) in {int, float}, "share", "a number")
+        _expect(isinstance(found.why, str), "why", "text")
+        return found
+
+    @property
+    def described(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+    def of(self, labels: Labels) -> bool:
+        """Whether the labels still give it that share."""
+        return (labels.canary, labels.canary_share) == (self.version, self.share)
+
+
+@dataclass(frozen=True)
 class LabelFile:
     """The labels of one model on disk, and every way to change them.
 
@@ -231,13 +262,13 @@ class LabelFile:
 
         return self._change(step, why)
 
-    def withdraw_canary(self, version: int, why: str) -> Labels:
-        """Set the share of a canary to 0. Changes nothing where that version is no canary."""
+    def withdraw(self, withdrawal: Withdrawal) -> Labels:
+        """Set the share of a canary to 0. Changes nothing where it has that share no more."""
 
         def step(labels: Labels) -> Labels:
-            return replace(labels, canary_share=0.0) if labels.canary == version else labels
+            return replace(labels, canary_share=0.0) if withdrawal.of(labels) else labels
 
-        return self._change(step, why)
+        return self._change(step, withdrawal.why)
 
     def stop_canary(self, why: str = "") -> Labels:
         """End the canary."""

@@ -7,6 +7,8 @@
 ``PREFIX:{P}:USER:x``              string: when the user was erased, ms since 1970
 ``PREFIX:{P}:log``                 stream: what happened, see `model.contract.log`
 ``PREFIX:{P}:layouts``             hash: the fields of each LAYOUT that was written
+``PREFIX:withdrawn``               hash: by model, the canary that failed in a service which may not
+                                   write labels (`model.contract.labels.Withdrawal`)
 ================================== ============================================================
 
 P is the partition of a user, 0 to 63. The braces put all keys of a partition in one slot of a
@@ -50,6 +52,10 @@ def log_key(prefix: str, partition: int) -> str:
 
 def layouts_key(prefix: str, partition: int) -> str:
     return f"{prefix}:{{{partition}}}:layouts"
+
+
+def withdrawn_key(prefix: str) -> str:
+    return f"{prefix}:withdrawn"
 
 
 def _user(prefix: str, user: str) -> str:

@@ -21,6 +21,7 @@ from model.contract.labels import (
     Labels,
     MovedError,
     PinnedError,
+    Withdrawal,
     read,
 )
 from model.contract.repository import Repository
@@ -35,6 +36,9 @@ def labelled(root: Path, versions: int = 5) -> LabelFile:
         folder.mkdir(parents=True)
         (folder / MANIFEST).touch()
     return LabelFile(repository, by="test")
+
+
+BROKEN = [(b"0.5", b"0.1", b'""'), (b"5", b'"x"', b'""'), (b"5", b"0.1", b"null")]
 
 
 @pytest.fixture
@@ -176,15 +180,34 @@ def test_a_canary_of_unlabelled_versions_makes_the_newest_other_one_stable(file:
     assert state(file.start_canary(5, 0.1)) == Labels(stable=4, canary=5, canary_share=0.1)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [b"", b"{", b"[]", b'{"version": 5}', b"[" * 100_000]
+    + [b'{"version": %s, "share": %s, "why": %s}' % each for each in BROKEN],
+)
+def test_a_withdrawal_that_is_none_is_refused(told: bytes) -> None:
+    """Whatever stands in the store."""
+    with pytest.raises(LabelError):
+        Withdrawal.parse(told)
+
+
+def test_a_withdrawal_is_read_as_it_was_told() -> None:
+    """Every part of it."""
+    found = Withdrawal(7, 0.25, "30 of 210 requests failed, \u2603")
+    assert Withdrawal.parse(found.described.encode()) == found
+
+
 def test_a_canary_is_withdrawn_only_while_it_is_one(file: LabelFile) -> None:
     """Its share goes to 0 and it stays the canary; a later canary is not touched."""
     file.start_canary(5, 0.1)
-    assert file.withdraw_canary(4, "late").canary_share == 0.1
-    found = file.withdraw_canary(5, "calibration 1.4 over 20000 impressions")
+    assert file.withdraw(Withdrawal(4, 0.1, "late")).canary_share == 0.1
+    assert file.withdraw(Withdrawal(5, 0.2, "late")).canary_share == 0.1
+    off = Withdrawal(5, 0.1, "calibration 1.4 over 20000 impressions")
+    found = file.withdraw(off)
     assert (found.canary, found.canary_share) == (5, 0)
     assert found.changes[-1].what == "canary_share 0.1 to 0.0"
     assert found.changes[-1].why == "calibration 1.4 over 20000 impressions"
-    assert file.withdraw_canary(5, "again") == found
+    assert file.withdraw(off) == found
     assert state(file.stop_canary()) == Labels(stable=4)
 
 

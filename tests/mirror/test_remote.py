@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mirror.remote import MirrorError, Remote
 from model.contract.bundle import MANIFEST
-from model.contract.labels import LABELS, LabelError, LabelFile
+from model.contract.labels import LABELS, LabelError, LabelFile, Withdrawal
 from model.contract.repository import Repository
 from tests.support import publish_toy
 from tests.training.test_job import command
@@ -186,7 +186,7 @@ def test_labels_of_the_copy_hold_until_the_store_s_change(
     remote.pull(copy.root, "toy")
     here = LabelFile(copy, by="service")
     assert here.read().canary_share == 0.1
-    here.withdraw_canary(2, "it failed")
+    here.withdraw(Withdrawal(2, here.read().canary_share, "it failed"))
     remote.pull(copy.root, "toy")
     assert here.read().canary_share == 0.0
     labels.start_canary(2, 0.2)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,15 +15,17 @@ from typing import Any
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
 from model.contract.batch import Batch
-from model.contract.labels import LabelFile
+from model.contract.labels import LABELS, LabelFile, Withdrawal
 from model.contract.repository import Repository
+from model.contract.store import withdrawn_key
 from service.app import create_app
 from service.engine import EngineError, OnnxEngine, Scores
 from service.lineup import place
 from service.settings import Settings
-from tests.support import TOY, problem, publish_toy
+from tests.support import ROOT, TOY, problem, publish_toy
 
 USERS = [f"u{n}" for n in range(400)]
 HALF = {user for user in USERS if place("dinserve canary:", user) < 0.5}
@@ -115,7 +120,7 @@ def test_a_user_always_falls_on_the_same_side(labels: LabelFile) -> None:
             for _ in range(2):
                 found = {user for user in USERS if await service.version(user) == 2}
                 assert found == HALF
-            labels.withdraw_canary(2, "a test")
+            labels.withdraw(Withdrawal(2, 0.5, "a test"))
             await service.until(canary_is(0))
             assert {await service.version(user) for user in USERS[:50]} == {1}
             labels.promote(2)
@@ -156,6 +161,54 @@ def test_what_a_canary_can_not_answer_the_stable_version_does(
     assert "canary version 2 withdrawn: 20 of 20 requests failed" in caplog.text
     assert not any(user in caplog.text for user in HALF)
     assert [change.by for change in labels.read().changes] == ["test", "test", "service", "test"]
+
+
+def test_where_labels_are_read_only_the_collector_withdraws_a_failing_canary(
+    labels: LabelFile, redis_url: str, tmp_path: Path
+) -> None:
+    """The service tells of it in Redis; what collects, and may write, sets the share in the labels,
+    which every service follows. Given the same share again the canary is tried again."""
+    seen = tmp_path / "read-only" / "toy"
+    (seen / ".labels.lock").mkdir(parents=True)  # as good as read-only, for every user
+    for name in ("1", "2", LABELS):
+        (seen / name).symlink_to(labels.repository.folder / name)
+    where = [
+        "--logs",
+        tmp_path / "logs",
+        "--redis-url",
+        redis_url,
+        "--repository",
+        labels.repository.root,
+        "--name",
+        "toy",
+    ]
+    collect = [sys.executable, "-m", "training", "collect", "--once", *map(str, where)]
+
+    async def scenario() -> None:
+        slow = {"store_timeout_ms": 5_000, "event_timeout_ms": 5_000}
+        async with running(seen.parent, redis_url=redis_url, **slow) as service:
+            service.engines[2].trouble = RuntimeError("s3cr3t")
+            for user in sorted(HALF)[:20]:
+                assert await service.version(user) == 1
+            async with Redis.from_url(redis_url) as client, asyncio.timeout(30):
+                while not await client.exists(withdrawn_key("din")):
+                    await asyncio.sleep(0.01)
+                assert await client.ttl(withdrawn_key("din")) > 0
+            assert labels.read().canary_share == 0.5
+            ended = await asyncio.to_thread(subprocess.run, collect, cwd=ROOT, capture_output=True)
+            assert ended.returncode == 0, ended.stderr
+            told = [json.loads(line) for line in ended.stdout.splitlines()]
+            [line] = [each for each in told if each["event"] == "canary_withdrawn"]
+            assert (line["model"], line["version"]) == ("toy", 2)
+            after = labels.read()
+            assert (after.canary, after.canary_share, after.changes[-1].by) == (2, 0, "collect")
+            assert "20 of 20 requests failed" in after.changes[-1].why
+            service.engines[2].trouble = None
+            labels.start_canary(2, 0.5)
+            await service.until(canary_is(0.5))
+            assert await service.version(min(HALF)) == 2
+
+    asyncio.run(scenario())
 
 
 def test_a_score_that_is_not_finite_is_never_answered(labels: LabelFile) -> None:

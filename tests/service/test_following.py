@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from model.contract.labels import LABELS, LabelFile
+from model.contract.labels import LABELS, LabelFile, Withdrawal
 from model.contract.repository import Repository
 from service.engine import Engine, OnnxEngine
+from service.errors import Unavailable
 from service.lineup import Lineup
-from service.registry import Registry
+from service.registry import Registry, Tell
 from service.telemetry import Telemetry
 from service.trial import Trial
 from tests.service.test_shadow import metrics
@@ -34,13 +36,11 @@ class Followed:
         self.telemetry = Telemetry()
         self.registry = self.another()
 
-    def another(self) -> Registry:
+    def another(self, tell: Tell | None = None) -> Registry:
         """A service that starts."""
         self.telemetry = Telemetry()
-        trial = Trial(band=0.02, least=10)
-        return Registry(
-            self.root, None, open_engine=self.open, telemetry=self.telemetry, trial=trial
-        )
+        given = {"telemetry": self.telemetry, "trial": Trial(band=0.02, least=10), "tell": tell}
+        return Registry(self.root, None, open_engine=self.open, **given)
 
     def open(self, graph: Path) -> Engine:
         self.opened.append(int(graph.parent.name))
@@ -265,6 +265,35 @@ def test_where_labels_can_not_be_written_the_decision_stands_here(followed: Foll
     followed.labels.start_canary(2, 0.25)
     followed.look()
     assert followed.lineup().canary_share == 0.25
+
+
+def test_a_canary_that_failed_is_told_of_until_someone_has_heard(followed: Followed) -> None:
+    """Only where its share can't be taken here, and then once."""
+    heard: list[Withdrawal] = []
+    silent = True
+
+    async def tell(model: str, withdrawal: Withdrawal) -> None:
+        if silent:
+            raise Unavailable("no Redis")
+        assert model == "toy"
+        heard.append(withdrawal)
+
+    followed.registry = followed.another(tell)
+    followed.labels.promote(1)
+    followed.labels.start_canary(2, 0.5)
+    asyncio.run(followed.registry.renew())
+    lock = followed.root / "toy" / ".labels.lock"
+    lock.unlink()
+    lock.mkdir()
+    fail(followed, canary=10, of=10)
+    for _ in range(2):
+        asyncio.run(followed.registry.renew())
+    assert not heard
+    silent = False
+    for _ in range(3):
+        asyncio.run(followed.registry.renew())
+    assert [(each.version, each.share) for each in heard] == [(2, 0.5)]
+    assert "10 of 10 requests failed" in heard[0].why
 
 
 def test_labels_that_could_not_be_written_for_a_while_are_written_then(
