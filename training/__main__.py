@@ -5,9 +5,15 @@ last one left. Those of the closed loop are in `training.loop_commands`, and `co
 
 from __future__ import annotations
 
+import sys
+
+from training import early
+
+if sys.argv[1:2] == ["retrain"]:  # before what follows is loaded
+    early.begin()
+
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection
 from enum import StrEnum

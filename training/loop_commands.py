@@ -8,10 +8,13 @@ from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
+
+from training import early
 
 if TYPE_CHECKING:  # they bring torch
     from training.source import Loop, Prepared
@@ -29,8 +32,21 @@ class BaseImpressions(StrEnum):
 
 def add_to(app: typer.Typer) -> None:
     """Make these the application's commands too."""
-    for command in (collect, join, retrain, replay):
+    for command in (collect, join, replay):
         app.command()(command)
+    app.command(cls=Told)(retrain)
+
+
+class Told(TyperCommand):
+    """A command whose wrong use is told in a line on stdout as well."""
+
+    def make_context(self, *given: Any, **more: Any) -> Any:
+        try:
+            return super().make_context(*given, **more)
+        except Exception as error:
+            if hasattr(error, "format_message"):  # wrong use; --help ends by an exception too
+                print(early.failed(error.format_message()))
+            raise
 
 
 def complain(console: Console, error: str) -> None:
@@ -271,29 +287,30 @@ def retrain(
     from training.retrain import retrain as run_retrain
 
     told = Announcement(name or "", print, partial(complain, console), metrics_file, push_gateway)
+    early.end()
     try:
-        source = _source(logs, data, schema, label_seconds, settle_seconds)
-        told = replace(told, model=Schema.load(source.schema).name)
-        order = Order(
-            repository=repository,
-            source=source,
-            name=name,
-            first=first.date() if first else None,
-            last=last.date() if last else None,
-            days=window_days,
-            skipped=tuple(sorted(day.date() for day in skip or [])),
-            model=model,
-            given=tuple(setting or []),
-            seed=seed,
-            threads=threads,
-            cold=cold,
-            forget_days=forget_days,
-            rules=rules(rule or []),
-            canary=canary,
-            dry_run=dry_run,
-            again=again,
-        )
         with progress(console) as update, stopped_by_signal():
+            source = _source(logs, data, schema, label_seconds, settle_seconds)
+            told = replace(told, model=Schema.load(source.schema).name)
+            order = Order(
+                repository=repository,
+                source=source,
+                name=name,
+                first=first.date() if first else None,
+                last=last.date() if last else None,
+                days=window_days,
+                skipped=tuple(sorted(day.date() for day in skip or [])),
+                model=model,
+                given=tuple(setting or []),
+                seed=seed,
+                threads=threads,
+                cold=cold,
+                forget_days=forget_days,
+                rules=rules(rule or []),
+                canary=canary,
+                dry_run=dry_run,
+                again=again,
+            )
             outcome = run_retrain(order, update)
     except LeaseError as error:
         complain(console, str(error))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support import ROOT
 from tests.training import days
 from tests.training.test_job import command
 from training.announce import EXITS, Announcement
@@ -154,6 +157,9 @@ def test_an_interrupt_is_told(
 @pytest.mark.parametrize(
     "arguments",
     [
+        "retrain",
+        "retrain --nonsense",
+        "retrain --repository r surplus",
         "retrain --repository r",
         "retrain --repository r --data d --logs l",
         "retrain --repository r --data d --schema s",
@@ -169,12 +175,36 @@ def test_a_wrong_use_exits_with_2(
     capsys: pytest.CaptureFixture[str],
     arguments: str,
 ) -> None:
-    """Nothing is written; options that do not go together are told in the line too."""
+    """Nothing is written, and it is told in the line too."""
     monkeypatch.chdir(tmp_path)
     assert command(*arguments.split()) == 2
     assert list(tmp_path.iterdir()) == []
-    if not arguments.endswith(("yesterday", "2")):  # what is no value is typer's to refuse
-        assert said(capsys)["status"] == "failed"
+    line = said(capsys)
+    assert (line["status"], line.keys()) == ("failed", {"status", "model", "error", "seconds"})
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "error"),
+    [(signal.SIGTERM, 1, "stopped by SIGTERM"), (signal.SIGINT, 130, "KeyboardInterrupt")],
+)
+def test_a_job_that_is_stopped_before_it_has_begun_says_so(
+    tmp_path: Path, number: int, status: int, error: str
+) -> None:
+    """While Python still loads what it needs: here its terminal, which waits to be asked."""
+    rich = tmp_path / "rich"
+    rich.mkdir()
+    waits = "import time, pathlib; pathlib.Path('loading').touch(); time.sleep(60)\n"
+    (rich / "__init__.py").write_text(waits)
+    where = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    retrain = [sys.executable, "-m", "training", "retrain", "--repository", "r", "--data", "d"]
+    with subprocess.Popen(retrain, cwd=tmp_path, env=where, stdout=subprocess.PIPE) as job:
+        while not (tmp_path / "loading").exists():
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.send_signal(number)
+        out, _ = job.communicate(timeout=30)
+    line = json.loads(out)
+    assert (job.returncode, line["status"], line["error"]) == (status, "failed", error)
 
 
 @contextmanager
