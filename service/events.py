@@ -157,9 +157,8 @@ class EventLog:
 
     async def tell_withdrawn(self, model: str, withdrawal: Withdrawal) -> None:
         """Leave a canary that failed here to whoever may write the labels. Raises `Unavailable`."""
-        key = withdrawn_key(self._prefix)
-        told = (key, ("HSET", key, model, withdrawal.described))
-        await self._asked([told, (key, ("PEXPIRE", key, self._horizon_ms))])
+        given = [model, withdrawal.described, self._horizon_ms]
+        await self._run(scripts.TELL, [([withdrawn_key(self._prefix)], given)])
 
     async def erase(self, user: str, codec: HistoryCodec | None = None) -> Erasure:
         """Forget a user: history, profile and what the log still holds. Raises `Unavailable`.

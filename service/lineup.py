@@ -19,11 +19,15 @@ _CANARY, _SHADOW = "dinserve canary:", "dinserve shadow:"
 
 @dataclass(frozen=True, eq=False)
 class Lineup:
-    """The stable version, and those beside it with their shares, 0 to 1."""
+    """The stable version, and those beside it with their shares, 0 to 1.
+
+    ``canary_since`` tells a canary that is started again from what it was before.
+    """
 
     stable: Version
     canary: Version | None = None
     canary_share: float = 0.0
+    canary_since: str = ""
     shadow: Version | None = None
     shadow_share: float = 0.0
 
@@ -52,7 +56,10 @@ class Lineup:
                 getattr(self, name) is getattr(other, name)
                 for name in ("stable", "canary", "shadow")
             )
-            and (self.canary_share, self.shadow_share) == (other.canary_share, other.shadow_share)
+            and all(
+                getattr(self, name) == getattr(other, name)
+                for name in ("canary_share", "canary_since", "shadow_share")
+            )
         )
 
 

@@ -40,7 +40,7 @@ class Registry:
     """The versions in service; `watch` keeps them as the labels say.
 
     ``tell`` is given the model's name and a canary that failed where the labels can't be written
-    here, for whoever can; it raises `Unavailable`, and is then asked again.
+    here, for whoever can, time and again until they have changed; it may raise `Unavailable`.
     """
 
     def __init__(
@@ -66,8 +66,7 @@ class Registry:
         self._tell_others = tell
         # A canary that failed here: it gets no traffic until the labels change.
         self._withdrawn: Withdrawal | None = None
-        self._untold: Withdrawal | None = None
-        self._warned = False
+        self._read_only = False
 
     @property
     def lineup(self) -> Lineup | None:
@@ -143,6 +142,7 @@ class Registry:
                 stable,
                 canary,
                 labels.canary_share if canary else 0.0,
+                labels.canary_since,
                 shadow,
                 labels.shadow_share if shadow else 0.0,
             )
@@ -153,7 +153,7 @@ class Registry:
         """Switch: requests that come from now on are scored by it."""
         before, now = self._lineup, self._allowed(found)
         self._lineup = now
-        if before is None or (before.canary, before.canary_share) != (now.canary, now.canary_share):
+        if before is None or (before.canary, before.canary_since) != (now.canary, now.canary_since):
             self._trial.clear()
         self._tell(before, now)
         if before is None:
@@ -174,7 +174,7 @@ class Registry:
         why = self._trial.verdict() if canary and failed else None
         if why is not None:
             number = lineup.canary.number
-            self._withdrawn = Withdrawal(number, lineup.canary_share, why)
+            self._withdrawn = Withdrawal(number, lineup.canary_since, why)
             self._telemetry.withdrawn.labels(version.name).inc()
             _log.error("%s canary version %d withdrawn: %s", version.name, number, why)
             self.take(replace(lineup, canary_share=0.0))
@@ -187,35 +187,32 @@ class Registry:
         if withdrawn is None:
             return labels
         if not withdrawn.of(labels):  # someone has decided otherwise
-            self._withdrawn, self._untold, self._warned = None, None, False
+            self._withdrawn, self._read_only = None, False
             return labels
         try:
             labels = file.withdraw(withdrawn)
         except OSError as error:  # tried again with the next look: the disk may be full for now
-            if not self._warned:
+            if not self._read_only:
                 _log.warning("the labels can't be written here: %s", error.strerror)
-                self._untold = withdrawn
-            self._warned = True
+            self._read_only = True
         else:
-            self._withdrawn, self._untold, self._warned = None, None, False
+            self._withdrawn, self._read_only = None, False
         return labels
 
     async def _hand_over(self) -> None:
-        """Tell others of a canary that failed here, where only they can write the labels."""
-        untold, current = self._untold, self.current
-        if untold is None or current is None or self._tell_others is None:
-            return
-        with suppress(Unavailable):
-            await self._tell_others(current.name, untold)
-            if self._untold is untold:
-                self._untold = None
+        """Tell others of a canary that failed here, where only they can write the labels; with each
+        look, since Redis may forget."""
+        withdrawn, current = self._withdrawn, self.current
+        if withdrawn and current and self._read_only and self._tell_others:
+            with suppress(Unavailable):
+                await self._tell_others(current.name, withdrawn)
 
     def _allowed(self, lineup: Lineup) -> Lineup:
         """Without traffic for a canary that was withdrawn here."""
         canary, failed = lineup.canary, self._withdrawn
         if canary is None or failed is None:
             return lineup
-        same = (canary.number, lineup.canary_share) == (failed.version, failed.share)
+        same = (canary.number, lineup.canary_since) == (failed.version, failed.since)
         return replace(lineup, canary_share=0.0) if same else lineup
 
     def _stable(

@@ -127,6 +127,12 @@ return ACCEPTED
 """
 )
 
+# KEYS: withdrawn. ARGV: model, what is to be known, time to live (ms).
+TELL = """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+"""
+
 # KEYS: log, erased, layouts, the user's other keys. ARGV: user, payload, when (ms), time to live of
 # the log and of the tombstone (ms), how many layouts the caller knows. How many keys went, and the
 # entry of the log that says so; nothing is done where there are other layouts.

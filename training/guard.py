@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from statistics import NormalDist
 
 import numpy as np
@@ -54,19 +55,20 @@ class Verdict:
 
 def guard(labels: LabelFile, rows: pl.DataFrame, band: Band) -> tuple[int, Verdict] | None:
     """Set the canary's share to 0 if its joined impressions among ``rows`` (`quality.JOINED`, of
-    one task) break the band; then its version and the verdict.
+    one task), from since the labels last changed for it, break the band; then its version and the
+    verdict.
 
     Raises `LabelError` and OSError when the labels can't be read or changed.
     """
     found = labels.read()
     if found.canary is None or not found.canary_share:
         return None
-    model = pl.col("model") == labels.repository.name
-    verdict = judge(rows.filter(model & (pl.col("version") == found.canary)), band)
+    own = (pl.col("model") == labels.repository.name) & (pl.col("version") == found.canary)
+    verdict = judge(rows.filter(own & (pl.col("received") >= _ms(found.canary_since))), band)
     if not verdict.broken:
         return None
     outside = f"outside {band.low:g} to {band.high:g}"
-    labels.withdraw(Withdrawal(found.canary, found.canary_share, f"{verdict.said}, {outside}"))
+    labels.withdraw(Withdrawal(found.canary, found.canary_since, f"{verdict.said}, {outside}"))
     return found.canary, verdict
 
 
@@ -86,6 +88,11 @@ def judge(rows: pl.DataFrame, band: Band) -> Verdict:
     outside = low > band.high or high < band.low
     ratio = _over(expected, clicks)
     return Verdict(len(rows), expected, clicks, ratio, low, high, outside if enough else None)
+
+
+def _ms(instant: str) -> float:
+    """ISO 8601 as ms since 1970; of none the beginning of time."""
+    return datetime.fromisoformat(instant).timestamp() * 1000 if instant else -math.inf
 
 
 def _over(expected: float, clicks: float) -> float:

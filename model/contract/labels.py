@@ -88,6 +88,11 @@ class Labels:
         if self.pinned and (self.stable is None or self.canary is not None):
             raise LabelError("pinned: needs a stable version, and no canary")
 
+    @property
+    def canary_since(self) -> str:
+        """When the canary or its share was changed last; "" where nothing says so any more."""
+        return next((each.at for each in reversed(self.changes) if "canary" in each.what), "")
+
     def of(self, version: int) -> tuple[str, ...]:
         """The labels that a version has."""
         return tuple(name for name in _VERSIONS if getattr(self, name) == version)
@@ -112,11 +117,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """A canary that failed with a share of the traffic, and how; to be taken back to a share of 0
-    unless the labels have been changed since."""
+    """A canary that failed, and how; its share is to become 0 unless the labels say something else
+    of the canary by now. ``since`` is their `Labels.canary_since` of when it had its traffic."""
 
     version: int
-    share: float
+    since: str
     why: str
 
     @classmethod
@@ -127,7 +132,7 @@ class Withdrawal:
         except (ValueError, TypeError, RecursionError):
             raise LabelError("no description of a withdrawal") from None
         _expect(_is_version(found.version), "version", "a version")
-        _expect(type(found.share) in {int, float}, "share", "a number")
+        _expect(isinstance(found.since, str), "since", "text")
         _expect(isinstance(found.why, str), "why", "text")
         return found
 
@@ -137,8 +142,8 @@ class Withdrawal:
         return json.dumps(asdict(self))
 
     def of(self, labels: Labels) -> bool:
-        """Whether the labels still give it that share."""
-        return (labels.canary, labels.canary_share) == (self.version, self.share)
+        """Whether the labels still give it the traffic that they gave it then."""
+        return (labels.canary, labels.canary_since) == (self.version, self.since)
 
 
 @dataclass(frozen=True)
@@ -263,7 +268,7 @@ class LabelFile:
         return self._change(step, why)
 
     def withdraw(self, withdrawal: Withdrawal) -> Labels:
-        """Set the share of a canary to 0. Changes nothing where it has that share no more."""
+        """Set the share of a canary to 0. Changes nothing where the labels have changed since."""
 
         def step(labels: Labels) -> Labels:
             return replace(labels, canary_share=0.0) if withdrawal.of(labels) else labels
@@ -310,7 +315,9 @@ class LabelFile:
             what = _difference(before, after)
             if not what:
                 return before
-            change = Change(datetime.now(UTC).isoformat(timespec="seconds"), what, self.by, why)
+            change = Change(
+                datetime.now(UTC).isoformat(timespec="microseconds"), what, self.by, why
+            )
             after = replace(after, changes=(*before.changes, change)[-MAX_CHANGES:])
             _write(self.path, after)
             return after

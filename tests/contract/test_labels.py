@@ -38,7 +38,7 @@ def labelled(root: Path, versions: int = 5) -> LabelFile:
     return LabelFile(repository, by="test")
 
 
-BROKEN = [(b"0.5", b"0.1", b'""'), (b"5", b'"x"', b'""'), (b"5", b"0.1", b"null")]
+BROKEN = [(b"0.5", b'""', b'""'), (b"5", b"1", b'""'), (b"5", b'""', b"null")]
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_canary_of_unlabelled_versions_makes_the_newest_other_one_stable(file:
 @pytest.mark.parametrize(
     "told",
     [b"", b"{", b"[]", b'{"version": 5}', b"[" * 100_000]
-    + [b'{"version": %s, "share": %s, "why": %s}' % each for each in BROKEN],
+    + [b'{"version": %s, "since": %s, "why": %s}' % each for each in BROKEN],
 )
 def test_a_withdrawal_that_is_none_is_refused(told: bytes) -> None:
     """Whatever stands in the store."""
@@ -193,22 +193,26 @@ def test_a_withdrawal_that_is_none_is_refused(told: bytes) -> None:
 
 def test_a_withdrawal_is_read_as_it_was_told() -> None:
     """Every part of it."""
-    found = Withdrawal(7, 0.25, "30 of 210 requests failed, \u2603")
+    found = Withdrawal(7, "2026-11-22T10:00:00.000001+00:00", "30 of 210 requests failed, \u2603")
     assert Withdrawal.parse(found.described.encode()) == found
 
 
 def test_a_canary_is_withdrawn_only_while_it_is_one(file: LabelFile) -> None:
     """Its share goes to 0 and it stays the canary; a later canary is not touched."""
     file.start_canary(5, 0.1)
-    assert file.withdraw(Withdrawal(4, 0.1, "late")).canary_share == 0.1
-    assert file.withdraw(Withdrawal(5, 0.2, "late")).canary_share == 0.1
-    off = Withdrawal(5, 0.1, "calibration 1.4 over 20000 impressions")
+    since = file.read().canary_since
+    assert file.withdraw(Withdrawal(4, since, "late")).canary_share == 0.1
+    file.stop_canary()
+    assert file.start_canary(5, 0.1).canary_share == 0.1
+    assert file.withdraw(Withdrawal(5, since, "late")).canary_share == 0.1
+    file.start_shadow(3, 0.5)
+    off = Withdrawal(5, file.read().canary_since, "calibration 1.4 over 20000 impressions")
     found = file.withdraw(off)
     assert (found.canary, found.canary_share) == (5, 0)
     assert found.changes[-1].what == "canary_share 0.1 to 0.0"
     assert found.changes[-1].why == "calibration 1.4 over 20000 impressions"
     assert file.withdraw(off) == found
-    assert state(file.stop_canary()) == Labels(stable=4)
+    assert state(file.stop_canary()) == Labels(stable=4, shadow=3, shadow_share=0.5)
 
 
 def test_settling_holds_the_newest_version_once(file: LabelFile, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_labels_of_the_copy_hold_until_the_store_s_change(
     remote.pull(copy.root, "toy")
     here = LabelFile(copy, by="service")
     assert here.read().canary_share == 0.1
-    here.withdraw(Withdrawal(2, here.read().canary_share, "it failed"))
+    here.withdraw(Withdrawal(2, here.read().canary_since, "it failed"))
     remote.pull(copy.root, "toy")
     assert here.read().canary_share == 0.0
     labels.start_canary(2, 0.2)

@@ -120,7 +120,7 @@ def test_a_user_always_falls_on_the_same_side(labels: LabelFile) -> None:
             for _ in range(2):
                 found = {user for user in USERS if await service.version(user) == 2}
                 assert found == HALF
-            labels.withdraw(Withdrawal(2, 0.5, "a test"))
+            labels.withdraw(Withdrawal(2, labels.read().canary_since, "a test"))
             await service.until(canary_is(0))
             assert {await service.version(user) for user in USERS[:50]} == {1}
             labels.promote(2)

@@ -267,8 +267,8 @@ def test_where_labels_can_not_be_written_the_decision_stands_here(followed: Foll
     assert followed.lineup().canary_share == 0.25
 
 
-def test_a_canary_that_failed_is_told_of_until_someone_has_heard(followed: Followed) -> None:
-    """Only where its share can't be taken here, and then once."""
+def test_a_canary_that_failed_is_told_of_until_the_labels_change(followed: Followed) -> None:
+    """Only where its share can't be taken here; though others can't be told now, nor remember."""
     heard: list[Withdrawal] = []
     silent = True
 
@@ -280,20 +280,41 @@ def test_a_canary_that_failed_is_told_of_until_someone_has_heard(followed: Follo
 
     followed.registry = followed.another(tell)
     followed.labels.promote(1)
-    followed.labels.start_canary(2, 0.5)
+    labels = followed.labels.start_canary(2, 0.5)
     asyncio.run(followed.registry.renew())
     lock = followed.root / "toy" / ".labels.lock"
     lock.unlink()
     lock.mkdir()
     fail(followed, canary=10, of=10)
+    asyncio.run(followed.registry.renew())
+    silent = False
     for _ in range(2):
         asyncio.run(followed.registry.renew())
-    assert not heard
-    silent = False
-    for _ in range(3):
-        asyncio.run(followed.registry.renew())
-    assert [(each.version, each.share) for each in heard] == [(2, 0.5)]
+    assert [(each.version, each.since) for each in heard] == [(2, labels.canary_since)] * 2
     assert "10 of 10 requests failed" in heard[0].why
+    lock.rmdir()
+    asyncio.run(followed.registry.renew())
+    assert followed.labels.read().canary_share == 0
+    assert len(heard) == 2
+
+
+def test_a_canary_that_is_started_again_unseen_is_tried_again(followed: Followed) -> None:
+    """With the same share, between two looks, while it was withdrawn here."""
+    followed.labels.promote(1)
+    followed.labels.start_canary(2, 0.5)
+    followed.look()
+    lock = followed.root / "toy" / ".labels.lock"
+    lock.unlink()
+    lock.mkdir()
+    fail(followed, canary=10, of=10)
+    followed.look()
+    lock.rmdir()
+    followed.labels.stop_canary()
+    followed.labels.start_canary(2, 0.5)
+    followed.look()
+    assert followed.lineup().canary_share == 0.5
+    fail(followed, canary=9, of=9)
+    assert followed.lineup().canary_share == 0.5
 
 
 def test_labels_that_could_not_be_written_for_a_while_are_written_then(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ def impressions(
             "user_id": [str(n % users) for n in range(count)],
             "probability": np.full(count, said),
             "label": (generator.random(count) < truth).astype(np.int8),
+            "received": 2**53,  # later than any label was given
             **more,
         }
     )
@@ -118,6 +120,18 @@ def test_a_canary_that_is_off_is_withdrawn(labels: LabelFile) -> None:
     assert "outside 0.8 to 1.25" in after.changes[-1].why
     assert guard(labels, rows, BAND) is None
     assert labels.read() == after
+
+
+def test_a_canary_that_is_started_again_is_judged_by_what_it_does_then(labels: LabelFile) -> None:
+    """What it said before was of another trial."""
+    time.sleep(0.01)
+    rows = impressions(5000, 0.05, 0.2, received=int(time.time() * 1000))
+    time.sleep(0.01)
+    labels.stop_canary()
+    again = labels.start_canary(2, 0.2)
+    assert guard(labels, rows, BAND) is None
+    assert labels.read() == again
+    assert guard(labels, impressions(5000, 0.05, 0.2), BAND) is not None
 
 
 @pytest.mark.parametrize("other", [{"version": 1}, {"model": "shop"}, {"probability": 0.05}])
