@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 
-from training import early
+from training import last_line
 
 if sys.argv[1:2] == ["retrain"]:  # before what follows is loaded
-    early.begin()
+    last_line.begin()
 
 import os
 import re
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection
 from enum import StrEnum
@@ -360,10 +361,13 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        if not isinstance(error, _expected()):
-            raise
-        complain(console, str(error))
+        if isinstance(error, _expected()):
+            complain(console, str(error))
+        else:
+            traceback.print_exc()
         sys.exit(2 if isinstance(error, OptionError) else 1)
+    finally:
+        last_line.tell()
 
 
 _EXPECTED = {

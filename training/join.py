@@ -21,7 +21,7 @@ import polars as pl
 from model.contract.schema import Schema
 from training.collected import Collected
 from training.fields import read_fields
-from training.logs import SEEN, Logs, event_columns
+from training.logs import SEEN, Logs, LogsError, event_columns
 from training.past import Before, arrival, behaviours, once
 from training.shown import KEY, impressions
 
@@ -90,8 +90,11 @@ def join(
 
     Raises `LogsError` and `SchemaError`.
     """
-    rules, path = rules or Rules(), schema or collected.base / "schema.toml"
+    rules, logged = rules or Rules(), collected.base / "schema.toml"
+    path = schema or logged
     fields = Schema.load(path)
+    if logged.exists() and (was := Schema.load(logged).ts_unit) != fields.ts_unit:
+        raise LogsError(str(path), "ts_unit", f'"{was}", which the logs are in')
     unit = UNITS[fields.ts_unit]
     window, ahead = rules.window_seconds * unit, -(-rules.window_seconds // 86_400)
     events, since = collected.events(first, last), collected.events(last + DAY, last + ahead * DAY)

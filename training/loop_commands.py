@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from training import early
+from training import last_line
 
 if TYPE_CHECKING:  # they bring torch
     from training.source import Loop, Prepared
@@ -45,7 +45,7 @@ class Told(TyperCommand):
             return super().make_context(*given, **more)
         except Exception as error:
             if hasattr(error, "format_message"):  # wrong use; --help ends by an exception too
-                print(early.failed(error.format_message()))
+                last_line.say(last_line.failed(error.format_message()))
             raise
 
 
@@ -286,8 +286,10 @@ def retrain(
     from training.retrain import Order
     from training.retrain import retrain as run_retrain
 
-    told = Announcement(name or "", print, partial(complain, console), metrics_file, push_gateway)
-    early.end()
+    told = Announcement(
+        name or "", last_line.say, partial(complain, console), metrics_file, push_gateway
+    )
+    last_line.end()
     try:
         with progress(console) as update, stopped_by_signal():
             source = _source(logs, data, schema, label_seconds, settle_seconds)

@@ -38,17 +38,19 @@ class HistoryError(ValueError):
 
 
 class HistoryCodec:
-    """Packs and unpacks histories of one layout: names and kinds of the behaviour fields."""
+    """Packs and unpacks histories of one layout, which is a `Schema.record`."""
 
-    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
-        self.fields = tuple(fields)
+    def __init__(self, record: Sequence[tuple[str, str]]) -> None:
+        self.record = tuple(record)
+        self.in_ms = self.record[:1] == (("ts", "ms"),)
+        self.fields = self.record[1:] if self.in_ms else self.record
         kinds = [(name, "<f8" if kind == "number" else "<u8") for name, kind in self.fields]
         self.dtype = np.dtype([("ts", "<i8"), ("item_id", "<u8"), *kinds])
-        self.layout = layout_of(self.fields)  # the same digest as `Schema.layout`
+        self.layout = layout_of(self.record)  # the same digest as `Schema.layout`
 
     @classmethod
     def of(cls, schema: Schema) -> HistoryCodec:
-        return cls([(field.name, field.kind) for field in schema.behaviour])
+        return cls(schema.record)
 
     @classmethod
     def parse(cls, text: str | bytes) -> HistoryCodec:
@@ -64,8 +66,8 @@ class HistoryCodec:
 
     @property
     def described(self) -> str:
-        """The fields as JSON, for whoever meets this layout later."""
-        return json.dumps([list(field) for field in self.fields])
+        """The record as JSON, for whoever meets this layout later."""
+        return json.dumps([list(field) for field in self.record])
 
     @property
     def action(self) -> int:
@@ -103,11 +105,15 @@ class HistoryCodec:
 
     def convert(self, records: Records, source: HistoryCodec) -> Records:
         """Records of another layout in this one: a field that it lacks, or has as another kind, is
-        missing."""
-        if source.fields == self.fields:
+        missing; ts is in this one's unit, whole seconds at that."""
+        if source.record == self.record:
             return records
         found = np.empty(len(records), self.dtype)
         found["ts"], found["item_id"] = records["ts"], records["item_id"]
+        if source.in_ms and not self.in_ms:
+            found["ts"] //= 1000
+        elif self.in_ms and not source.in_ms:
+            found["ts"] *= 1000
         for name, kind in self.fields:
             missing = np.nan if kind == "number" else MISSING
             found[name] = records[name] if (name, kind) in source.fields else missing

@@ -144,7 +144,14 @@ class Schema:
     @cached_property
     def layout(self) -> str:
         """Digest of what a stored behaviour record holds; names the layout in Redis keys."""
-        return layout_of([(field.name, field.kind) for field in self.behaviour])
+        return layout_of(self.record)
+
+    @property
+    def record(self) -> list[tuple[str, str]]:
+        """Names and kinds of what a behaviour record holds beside ts and item; before them ("ts",
+        "ms") where its ts is in ms."""
+        fields = [(field.name, str(field.kind)) for field in self.behaviour]
+        return [("ts", "ms"), *fields] if self.ts_unit == "ms" else fields
 
     @classmethod
     def load(cls, path: str | Path) -> Schema:
@@ -169,7 +176,7 @@ class Schema:
 
 
 def layout_of(fields: Sequence[tuple[str, str]]) -> str:
-    """Digest of the names and kinds of behaviour fields; 8 hex digits."""
+    """Digest of `Schema.record`; 8 hex digits."""
     body = json.dumps([list(field) for field in fields])
     return hashlib.sha256(body.encode()).hexdigest()[:8]
 

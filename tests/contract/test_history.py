@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,21 @@ def test_records_of_another_layout_keep_what_both_have() -> None:
     assert np.isnan(found["price"]).all()
     assert not found["fresh"].any()
     assert old.convert(records, old) is records
+
+
+def test_records_in_another_unit_of_time_are_converted(encoder: Encoder) -> None:
+    """A schema that goes over to ms has another layout, and reads what was written in s."""
+    other = HistoryCodec.of(replace(encoder.schema, ts_unit="ms"))
+    assert other.layout == replace(encoder.schema, ts_unit="ms").layout != encoder.codec.layout
+    assert HistoryCodec.parse(other.described).record == other.record
+    names = [name for name, _ in encoder.codec.fields]
+    columns = dict.fromkeys(["item_id", *names], [3, 0, 5])
+    in_s = encoder.codec.pack({"ts": [0, 1_700_000_001, 1_700_000_002], **columns})
+    in_ms = other.convert(in_s, encoder.codec)
+    assert in_ms["ts"].tolist() == [0, 1_700_000_001_000, 1_700_000_002_000]
+    later = other.pack({"ts": [1_700_000_001_999, 5, -1], **columns})
+    assert encoder.codec.convert(later, other)["ts"].tolist() == [1_700_000_001, 0, -1]
+    assert (encoder.codec.convert(in_ms, other) == in_s).all()
 
 
 def test_histories_of_several_layouts_become_one_in_time() -> None:

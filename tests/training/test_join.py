@@ -353,6 +353,16 @@ def test_logs_of_another_schema_train_together_with_new_ones(live: Live, tmp_pat
     assert sum(map(len, sets.values())) == 2
 
 
+def test_a_schema_in_another_unit_of_time_is_refused(tmp_path: Path) -> None:
+    """Its times would be taken for those of the logs."""
+    (tmp_path / "logs" / "base").mkdir(parents=True)
+    (tmp_path / "logs" / "base" / "schema.toml").write_text(TOY)
+    schema = tmp_path / "toy.toml"
+    schema.write_text('ts_unit = "ms"\n' + TOY)
+    with pytest.raises(LogsError, match='ts_unit: expected "s", which the logs are in'):
+        join(Collected(tmp_path / "logs"), DAY, DAY, schema=schema)
+
+
 def test_days_without_anything_give_logs_without_impressions(tmp_path: Path) -> None:
     """Not even prepared logs are needed."""
     schema = tmp_path / "toy.toml"

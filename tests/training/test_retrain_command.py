@@ -98,6 +98,18 @@ def test_each_end_has_its_exit_code_and_its_line(
     assert metrics(tmp_path / "job.prom")["status", "failed"] == 1
 
 
+@pytest.mark.parametrize("more", [["--nonsense"], ["--set", "nope"], ["--data", "nowhere"]])
+def test_the_line_is_the_last_one_of_both_streams(tmp_path: Path, more: list[str]) -> None:
+    """As schedulers keep them: after whatever went wrong was told at length."""
+    retrain = [sys.executable, "-m", "training", "retrain", "--repository", str(tmp_path), *more]
+    where = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    ended = subprocess.run(retrain, check=False, cwd=tmp_path, env=where, timeout=60, **both)
+    *before, last = ended.stdout.splitlines()
+    assert before
+    assert json.loads(last)["status"] == "failed"
+
+
 def test_a_dry_run_says_what_would_be(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,5 @@
-"""What ends a retraining before it has begun is told in a last line too, as every other end.
+"""The last line of a retraining, for those who scheduled it: told when all else is, also on stderr,
+and whatever ends the job, a signal that comes before it has begun among it.
 
 Only the standard library is loaded here: from this module on signals are told, and loading the rest
 takes seconds.
@@ -13,10 +14,22 @@ import time
 from types import FrameType
 
 _BEGAN = time.perf_counter()
+_said: list[str] = []
+
+
+def say(line: str) -> None:
+    """Have it told in the end."""
+    _said.append(line)
+
+
+def tell() -> None:
+    """Print what was said."""
+    while _said:
+        print(_said.pop(0), flush=True)
 
 
 def failed(error: str) -> str:
-    """The line, of an unknown model."""
+    """The line of a job that failed before it was known of which model it is."""
     line = " ".join(error.split())
     seconds = round(time.perf_counter() - _BEGAN, 3)
     return json.dumps({"status": "failed", "model": "", "error": line, "seconds": seconds})
