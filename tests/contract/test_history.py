@@ -136,7 +136,7 @@ def test_records_in_another_unit_of_time_are_converted(encoder: Encoder) -> None
     assert other.layout == replace(encoder.schema, ts_unit="ms").layout != encoder.codec.layout
     assert HistoryCodec.parse(other.described).record == other.record
     names = [name for name, _ in encoder.codec.fields]
-    columns = dict.fromkeys(["item_id", *names], [3, 0, 5])
+    columns = {name: [3, 0, 5] for name in ["item_id", *names]}
     in_s = encoder.codec.pack({"ts": [0, 1_700_000_001, 1_700_000_002], **columns})
     in_ms = other.convert(in_s, encoder.codec)
     assert in_ms["ts"].tolist() == [0, 1_700_000_001_000, 1_700_000_002_000]
