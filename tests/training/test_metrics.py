@@ -74,7 +74,7 @@ def test_ece_is_the_loop_over_bins(found: Rows, bins: int) -> None:
 
 @given(found=rows)
 def test_normalised_entropy_is_the_ratio_of_two_of_scikit_learn_s_log_losses(found: Rows) -> None:
-    """That of the probabilities over that of the base rate for all; with one class there is none."""
+    """That of the probabilities over that of the base rate; with one class there is none."""
     _, label, score = arrays(found)
     if label.min() == label.max():
         assert np.isnan(metrics.normalised_entropy(label, score))
