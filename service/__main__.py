@@ -145,8 +145,9 @@ def load_histories(
     try:
         schema = Schema.load(schema_file) if schema_file else _served_schema(settings)
         with progress(console) as update:
-            update("read", 0, 0, {})
-            histories = load.read(data, schema)
+            histories = load.read(
+                data, schema, lambda done, total: update("read columns", done, total, {})
+            )
             count = load.write(
                 histories,
                 schema,
