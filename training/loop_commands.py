@@ -280,12 +280,12 @@ def retrain(
 
     from model.contract.schema import Schema
     from terminal.progress import progress
-    from training.announce import Announcement, stopped_by_signal
-    from training.gate import rules
-    from training.lease import LeaseError
 
     with progress(console) as update:
         update("load PyTorch", 0, 0, {})
+        from training.announce import Announcement, stopped_by_signal
+        from training.gate import rules
+        from training.lease import LeaseError
         from training.retrain import Order
         from training.retrain import retrain as run_retrain
 
