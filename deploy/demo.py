@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def told(demo: Callable[[Console], dict[str, Any]]) -> int:
 
 def demo(console: Console, var: Path) -> dict[str, Any]:
     """All steps in order; what was measured. Raises `StepError`."""
-    steps = Steps(console, 9)
+    steps = Steps(console, 10)
     started = time.perf_counter()
     data, repository = var / "data", var / "repository"
 
@@ -128,12 +129,19 @@ def demo(console: Console, var: Path) -> dict[str, Any]:
             run("service", "load-histories", *where, "--redis-url", url)
         port = free_port()
         log = var / "service.log"
-        with service(repository, name, url, port, log), closing(Client(port)) as client:
+        with ExitStack() as running:
+            with steps.step("Start the service"), progress(console) as update:
+                update("until ready", 0, 0, {})
+                began = time.perf_counter()
+                process = running.enter_context(service(repository, name, url, port, log))
+                ready = time.perf_counter() - began
+            client = running.enter_context(closing(Client(port)))
             shop = Shop.open(data, schema, source.titles)
             with steps.step("POST /score"):
                 show_score(console, client, shop)
             with steps.step(f"Latency of POST /score with {CANDIDATES} candidates"):
                 p50, p99 = latency(console, client, shop)
+            memory = resident_mib(process.pid)
 
     trained = json.loads((folder / "run.json").read_text())
     test = trained["metrics"]["test"]
@@ -147,7 +155,7 @@ def demo(console: Console, var: Path) -> dict[str, Any]:
         "data": source.name,
     }
     with steps.step("Figures"):
-        show_figures(console, figures, steps)
+        show_figures(console, figures, steps, ready, memory)
     console.print(f"\nAll of it took {time.perf_counter() - started:.0f} s. To keep it running:")
     console.print("    make serve\n", style="bold")
     return figures
@@ -255,7 +263,18 @@ def latency(console: Console, client: Client, shop: Shop) -> tuple[float, float]
     return float(p50), float(p99)
 
 
-def show_figures(console: Console, figures: dict[str, Any], steps: Steps) -> None:
+def resident_mib(process: int) -> float | None:
+    """Resident memory; None where the system does not say."""
+    try:
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) / 1024 if found else None
+
+
+def show_figures(
+    console: Console, figures: dict[str, Any], steps: Steps, ready: float, memory: float | None
+) -> None:
     """What was measured, and where the time went."""
     table = Table("figure", "value", "what it is")
     what = f"ms, POST /score, {CANDIDATES} candidates, one request at a time, seen by the client"
@@ -264,6 +283,9 @@ def show_figures(console: Console, figures: dict[str, Any], steps: Steps) -> Non
     table.add_row("samples/s", f"{figures['samples_per_s']:,.0f}", "impressions trained a second")
     table.add_row("p50", f"{figures['p50_ms']:.2f}", what)
     table.add_row("p99", f"{figures['p99_ms']:.2f}", what)
+    table.add_row("ready", f"{ready:.1f}", "s from the start of the service's process to /readyz")
+    if memory is not None:
+        table.add_row("memory", f"{memory:.0f}", "MiB resident in it after these requests")
     console.print(table)
     times = Table("step", "seconds", title="Time of the steps", title_justify="left")
     for name, seconds in steps.seconds.items():

@@ -6,7 +6,9 @@ The commands that label versions are in `service.label_commands`.
 from __future__ import annotations
 
 import signal
+import socket
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +83,17 @@ def serve(
 
 
 def _serve_alone(settings: Settings) -> None:
+    from service.door import bound
+
+    with ExitStack() as opened:
+        try:
+            listeners = opened.enter_context(bound(settings.host, settings.port))
+        except OSError as error:
+            raise CommandError(f"{settings.host} port {settings.port}: {error.strerror}") from None
+        _serve_on(listeners, settings)
+
+
+def _serve_on(listeners: list[socket.socket], settings: Settings) -> None:
     import uvicorn
 
     from service.worker import leave, server_options
@@ -95,8 +108,8 @@ def _serve_alone(settings: Settings) -> None:
         application = create_app(settings, drain=drain)
     except (EngineError, ValueError) as error:
         raise CommandError(str(error)) from None
-    options = {"host": settings.host, "port": settings.port, **server_options(settings)}
-    Server(uvicorn.Config(application, **options), drain, settings).run()
+    config = uvicorn.Config(application, **server_options(settings))
+    Server(config, drain, settings).run(listeners)
 
 
 def _serve_side_by_side(settings: Settings) -> None:
@@ -145,8 +158,9 @@ def load_histories(
     try:
         schema = Schema.load(schema_file) if schema_file else _served_schema(settings)
         with progress(console) as update:
-            update("read", 0, 0, {})
-            histories = load.read(data, schema)
+            histories = load.read(
+                data, schema, lambda done, total: update("read columns", done, total, {})
+            )
             count = load.write(
                 histories,
                 schema,

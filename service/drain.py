@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 from dataclasses import dataclass
 from time import monotonic
@@ -46,6 +47,11 @@ class Server(uvicorn.Server):
         self._ends_at = math.inf
         # One list for good, so that answers under way get the header too.
         self._headers: list[tuple[bytes, bytes]] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or ():
+            _log.info("listening on %s port %d", *each.getsockname()[:2])
 
     def drain(self) -> None:
         """Begin to end, if that has not begun."""

@@ -109,7 +109,9 @@ class BehaviourStore:
     ) -> None:
         self._prefix, self._timeout = prefix, timeout
         self.breaker, self._on_failure = breaker, on_failure
-        self._redis = reach(StoreUrl.parse(url), limit=connections, connect_seconds=timeout)
+        self._redis = reach(
+            StoreUrl.parse(url), limit=connections, connect_seconds=_PATIENT_SECONDS
+        )
         self._codecs: dict[str, HistoryCodec] = {}
         self._described: set[bytes] = set()
         self._answered = False

@@ -68,16 +68,19 @@ class Histories:
             yield user, profile_key(prefix, user), orjson.dumps(profile)
 
 
-def read(folder: Path, schema: Schema) -> Histories:
+def read(
+    folder: Path, schema: Schema, progress: Callable[[int, int], object] = lambda done, total: None
+) -> Histories:
     """Histories and profiles of prepared logs (events.parquet, users.parquet).
 
-    Raises `LoadError`.
+    ``progress`` is told how many columns are packed, of how many. Raises `LoadError`.
     """
     try:
         import polars as pl
     except ImportError:
         raise LoadError("polars is needed to read Parquet: pip install 'dinserve[load]'") from None
     names = ["user_id", "item_id", "ts", *(field.name for field in schema.behaviour)]
+    progress(0, len(names))
     events = _columns(folder / "events.parquet", [*names, "behaviour"])
     try:
         events = events.filter(pl.col("behaviour")).select(names)
@@ -85,10 +88,12 @@ def read(folder: Path, schema: Schema) -> Histories:
         events = events.sort("user_id", "ts", maintain_order=True)
         packed = {"ts": events["ts"].to_numpy(), "item_id": _keys(events["item_id"])}
         for field in schema.behaviour:
+            progress(1 + len(packed), len(names))
             packed[field.name] = _stored(field, events[field.name])
         counts = events.group_by("user_id", maintain_order=True).len()
     except pl.exceptions.PolarsError as error:
         raise LoadError(f"events.parquet: {str(error).splitlines()[0]}") from None
+    progress(len(names), len(names))
     return Histories(
         users=counts["user_id"].to_list(),
         ends=np.cumsum(counts["len"].to_numpy(), dtype=np.int64),

@@ -38,7 +38,10 @@ class Place:
 
 def server_options(settings: Settings) -> dict[str, Any]:
     """How uvicorn serves, in one process or in several."""
+    from service.protocol import HttpProtocol
+
     return {
+        "http": HttpProtocol,
         "log_config": None,
         "access_log": False,
         "timeout_keep_alive": settings.keep_alive_seconds,

@@ -7,7 +7,9 @@ health checks cost more than Redis' answer.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,8 +33,26 @@ Command = tuple[Any, ...]
 _MORE = object()
 
 
+@dataclass(eq=False)
+class _Exchange:
+    """So many commands that were sent, and their answers, which come in order."""
+
+    wanted: int
+    answers: asyncio.Future[list[Any]]
+    found: list[Any] = field(default_factory=list)
+
+    def take(self, answer: Any) -> bool:
+        """One more answer; whether it is the last. Of who is gone they are taken too."""
+        self.found.append(answer)
+        complete = len(self.found) == self.wanted
+        if complete and not self.answers.done():
+            self.answers.set_result(self.found)
+        return complete
+
+
 class Line(asyncio.Protocol):
-    """A connection that redis-py has made, from then on: one exchange at a time."""
+    """A connection that redis-py has made, from then on: exchanges are answered in the order asked,
+    and who asks waits for no one else's answer."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection  # its writer would close the transport with itself
@@ -42,39 +62,58 @@ class Line(asyncio.Protocol):
             notEnoughData=_MORE,
         )
         self._loop = asyncio.get_running_loop()
-        self._found: list[Any] = []
-        self._wanted = 0
-        self._asked: asyncio.Future[list[Any]] | None = None
+        self._asked: deque[_Exchange] = deque()
+        self._given_up = False
+        self._heard = 0
         assert connection._writer is not None
         self._transport = connection._writer.transport
         self._transport.set_protocol(self)
 
-    def ask(self, commands: Sequence[bytes]) -> asyncio.Future[list[Any]]:
-        """Send commands; their answers, a ResponseError where one failed. Fails with RedisError."""
-        self._asked = asked = self._loop.create_future()
-        self._found, self._wanted = [], len(commands)
-        if self._transport.is_closing():
-            self.connection_lost(None)
-        else:
-            self._transport.write(b"".join(commands))
-        return asked
+    @property
+    def closed(self) -> bool:
+        return self._transport.is_closing()
+
+    @property
+    def usable(self) -> bool:
+        return not (self._given_up or self.closed)
+
+    @property
+    def load(self) -> int:
+        """How many exchanges are under way."""
+        return len(self._asked)
+
+    async def ask(self, commands: Sequence[bytes]) -> list[Any]:
+        """Send commands; their answers, a ResponseError where one failed. Raises RedisError.
+
+        Cancelled while not a word comes, the line is given up: it may hang.
+        """
+        if not self.usable:
+            raise ConnectionError("Connection closed by server.")
+        exchange = _Exchange(len(commands), self._loop.create_future())
+        self._asked.append(exchange)
+        self._transport.write(b"".join(commands))
+        heard = self._heard
+        try:
+            return await exchange.answers
+        except asyncio.CancelledError:
+            self._given_up |= self._heard == heard
+            self._end_unasked()
+            raise
 
     def data_received(self, data: bytes) -> None:
+        self._heard += 1
         try:
             self._reader.feed(data)
             while (answer := self._reader.gets()) is not _MORE:
                 if isinstance(answer, ConnectionError):  # Redis is loading, or full
                     raise answer
-                self._found.append(answer)
+                if not self._asked:
+                    raise InvalidResponse("An answer to nothing")
+                if self._asked[0].take(answer):
+                    self._asked.popleft()
         except RedisError as error:
             self._fail(error)
-            return
-        if len(self._found) >= self._wanted:
-            if self._asked is None:
-                self._fail(InvalidResponse("An answer to nothing"))
-            elif not self._asked.done():
-                self._asked.set_result(self._found)
-            self._asked = None
+        self._end_unasked()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(ConnectionError("Connection closed by server."))
@@ -83,16 +122,24 @@ class Line(asyncio.Protocol):
         """Close it at once, whatever is under way."""
         self._fail(ConnectionError("The node is closed"))
 
+    def _end_unasked(self) -> None:
+        """Close a line that was given up once nobody waits for it."""
+        if self._given_up and all(each.answers.done() for each in self._asked):
+            self.close()
+
     def _fail(self, error: RedisError) -> None:
         self._transport.abort()
         self._connection._close()  # type: ignore[no-untyped-call]
-        if self._asked is not None and not self._asked.done():
-            self._asked.set_exception(error)
+        while self._asked:
+            answers = self._asked.popleft().answers
+            if not answers.done():
+                answers.set_exception(error)
 
 
 class Node:
-    """At most ``limit`` exchanges at a time; who comes later waits. What is sent has no limit in
-    time, which is the caller's: cancelled half-way, a connection is closed.
+    """At most ``limit`` connections. They are opened behind the callers' backs, which wait for one
+    only where there is none yet; a busy one is shared until there is another. An exchange has no
+    limit in time, which is the caller's.
     """
 
     def __init__(
@@ -117,13 +164,13 @@ class Node:
             **where,
             **options,
             socket_timeout=None,
-            socket_connect_timeout=connect_seconds,
+            socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
-        self._lines: set[Line] = set()
-        self._idle: list[Line] = []
-        self._slots = asyncio.Semaphore(limit)
+        self._limit, self._connect_seconds = limit, connect_seconds
+        self._lines: list[Line] = []
+        self._opening: asyncio.Task[Line] | None = None
         self._closed = False
 
     def ask(self, key: str, commands: Sequence[Command]) -> Coroutine[Any, Any, list[Any]]:
@@ -144,47 +191,67 @@ class Node:
     async def close(self) -> None:
         """Close all connections; whose exchange is under way, fails."""
         self._closed = True
-        self._idle.clear()
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
         for line in self._lines:
             line.close()
         await asyncio.sleep(0)  # the loop is done with them
 
     async def _answers(self, packed: list[bytes], raises: bool) -> list[Any]:
-        async with self._slots:
-            if self._closed:
-                raise ConnectionError("The node is closed")
-            while self._idle:
-                try:
-                    answers = await self._exchange(self._idle.pop(), packed)
-                    break
-                except ConnectionError:  # closed while it lay idle; the next, or a new one
-                    continue
-            else:
-                answers = await self._exchange(await self._open(), packed)
+        """Send commands and read their answers: a pipeline, and no more."""
+        while lines := [line for line in self._lines if line.usable]:
+            line = min(lines, key=lambda each: each.load)
+            if line.load and len(lines) < self._limit:
+                self._grow()
+            try:
+                answers = await line.ask(packed)
+                break
+            except ConnectionError:  # closed while it lay idle; the next, or a new one
+                continue
+        else:
+            line = await self._opened()
+            answers = await line.ask(packed)
         if raises:
             for answer in answers:
                 if isinstance(answer, ResponseError):
                     raise answer
         return answers
 
-    async def _exchange(self, line: Line, packed: list[bytes]) -> list[Any]:
-        """Send commands and read their answers: a pipeline, and no more."""
-        try:
-            answers = await line.ask(packed)
-        except BaseException:  # no other reader may find the answers to this one
-            line.close()
-            self._lines.discard(line)
-            raise
-        self._idle.append(line)
-        return answers
+    async def _opened(self) -> Line:
+        """A new connection. Raises RedisError and OSError."""
+        if self._opening is not None and not self._opening.done():
+            try:
+                return await asyncio.shield(self._opening)
+            except (RedisError, OSError):  # begun before we came: what broke it may be over
+                pass
+        return await asyncio.shield(self._grow())
+
+    def _grow(self) -> asyncio.Task[Line]:
+        """Open one more connection, if that is not under way. Raises ConnectionError."""
+        if self._closed:
+            raise ConnectionError("The node is closed")
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._open(), name="connection")
+            self._opening.add_done_callback(seen)
+        return self._opening
 
     async def _open(self) -> Line:
         connection: AbstractConnection = self._make()
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
-        except BaseException:
+            async with asyncio.timeout(self._connect_seconds):
+                await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException as error:
             connection._close()  # type: ignore[no-untyped-call]
+            if isinstance(error, asyncio.CancelledError):  # by `close`; no one else is cancelled
+                raise ConnectionError("The node is closed") from None
             raise
         line = Line(connection)
-        self._lines.add(line)
+        self._lines = [*(each for each in self._lines if not each.closed), line]
         return line
+
+
+def seen(task: asyncio.Task[Any]) -> None:
+    """For the end of a task that no one may wait for: its error is none to warn of."""
+    if not task.cancelled():
+        task.exception()

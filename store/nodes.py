@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from redis.exceptions import AskError, ConnectionError, MovedError, RedisError, ResponseError
 
-from store.node import Command, Node
+from store.node import Command, Node, seen
 from store.topology import Topology, TopologyError
 from store.url import Address, StoreUrl
 
@@ -120,7 +120,7 @@ class Nodes:
         """Ask anew who holds what, in the background and not too often."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look(), name="topology")
-            self._looking.add_done_callback(_seen)
+            self._looking.add_done_callback(seen)
 
     async def _owner(self, key: str) -> Address:
         """Who holds a key. Raises ConnectionError when nobody knows."""
@@ -218,8 +218,3 @@ def _moved_on(answer: Any) -> bool:
     if isinstance(answer, ResponseError):
         return not str(answer).startswith("NOSCRIPT")
     return isinstance(answer, Exception)
-
-
-def _seen(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.exception()  # seen, so that no one warns of it

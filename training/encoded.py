@@ -152,6 +152,7 @@ def ahead(jobs: Iterable[Callable[[], Loaded]]) -> Iterator[Loaded]:
 def _encoded(logs: AnyLogs, encoder: Encoder, update: Update) -> Iterator[dict[str, Dataset]]:
     """The logs chunk by chunk."""
     done, total = 0, len(logs)
+    update("encode", done, total, {})
     for chunk in logs.chunks():
         sets = build(chunk, encoder)
         yield {split: replace(each, event=each.event + done) for split, each in sets.items()}
@@ -168,6 +169,7 @@ def _deal(
     ones = {split: [0] * len(encoder.schema.tasks) for split in SPLITS}
     occurrences = {name: np.zeros(table.size) for name, table in encoder.tables.items()}
     done, total = 0, len(logs)
+    update("encode", done, total, {})
     for chunk in logs.chunks():
         for number, part, events in _dealt(chunk, count):
             sets = build(part, encoder)

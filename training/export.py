@@ -8,9 +8,11 @@ in float64.
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,7 @@ from model.din import LocalActivationUnit
 from model.layers import MLP
 from model.network import Network
 from model.tensors import Dense, Tensors
+from terminal.progress import Update, quiet
 from training.calibrate import Calibration
 from training.fold import fold
 from training.recurrent import AUGRUNode, RecurrentNode
@@ -34,6 +37,8 @@ from training.unit import UnitNode
 OPSET = 20
 TOLERANCE = 1e-5
 CANDIDATES = (1, 2, 7, 500)
+TRACED, COMPARED = "trace to ONNX", "compare with PyTorch"
+STEPS = 4  # of the exporter: trace, decompose, translate, optimise
 
 Logits = npt.NDArray[np.float32]
 
@@ -63,11 +68,26 @@ class Calibrated(nn.Module):
         return logit * self.slope + self.offset, weight
 
 
-def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> bytes:
+class _Said(io.TextIOBase):
+    """Takes what the exporter prints, and counts the steps that it says are done."""
+
+    def __init__(self, update: Update) -> None:
+        self._update, self._done = update, 0
+
+    def write(self, text: str) -> int:
+        self._done += text.count("✅")
+        self._update(TRACED, min(self._done, STEPS), STEPS, {})
+        return len(text)
+
+
+def export(
+    network: nn.Module, calibration: Calibration, encoder: Encoder, update: Update = quiet
+) -> bytes:
     """The graph as ONNX bytes. All sizes are dynamic; its inputs are what the network reads.
 
     Raises `ParityError` for a weight that is not finite.
     """
+    update(TRACED, 0, STEPS, {})
     # No size of the example, nor one that follows from it, may be 1: the exporter would fix it.
     length = 2 * encoder.schema.history_length + 9
     feeds = random_batch(encoder, users=3, length=length, candidates=7, seed=0).feeds()
@@ -84,7 +104,7 @@ def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> by
     module = Calibrated(network, calibration, list(feeds)).eval()
     for chatty in ("torch.onnx", "onnxscript"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(_Said(update)):
         warnings.simplefilter("ignore")  # the exporter's own deprecations; parity is the judge
         program = torch.onnx.export(
             module,
@@ -94,7 +114,7 @@ def export(network: nn.Module, calibration: Calibration, encoder: Encoder) -> by
             output_names=["logit", "weight"],
             opset_version=OPSET,
             dynamo=True,
-            verbose=False,
+            verbose=True,
         )
     assert program is not None
     inputs = program.model.graph.inputs
@@ -145,7 +165,11 @@ def run(graph: onnxruntime.InferenceSession, batch: Batch) -> Logits:
 
 
 def parity(
-    network: Network, calibration: Calibration, encoder: Encoder, graph: bytes
+    network: Network,
+    calibration: Calibration,
+    encoder: Encoder,
+    graph: bytes,
+    update: Update = quiet,
 ) -> dict[str, float]:
     """The largest |dlogit| per case between the graph and the network in float64.
 
@@ -155,21 +179,24 @@ def parity(
     exact = copy.deepcopy(network).double().eval()
     loaded = session(graph)
     longest = encoder.schema.history_length
-    worst: dict[str, float] = {}
-    for length in sorted({0, 1, min(5, longest), longest}):
-        for candidates in CANDIDATES:
-            alone = random_batch(encoder, 1, length, candidates, seed=candidates)
-            worst[f"N={candidates} T={length}"] = _difference(exact, calibration, loaded, alone)
+    cases = {
+        f"N={candidates} T={length}": random_batch(encoder, 1, length, candidates, seed=candidates)
+        for length in sorted({0, 1, min(5, longest), longest})
+        for candidates in CANDIDATES
+    }
     several = [
         random_batch(encoder, 1, t, n, seed=t)
         for t, n in zip((0, min(5, longest), longest), (7, 2, 1), strict=True)
     ]
-    worst["several users"] = _difference(exact, calibration, loaded, merge(several))
-    unknown = random_batch(encoder, 2, min(5, longest), 7, seed=1, unknown=True)
-    worst["unknown ids"] = _difference(exact, calibration, loaded, unknown)
-    for case, difference in worst.items():
+    cases["several users"] = merge(several)
+    cases["unknown ids"] = random_batch(encoder, 2, min(5, longest), 7, seed=1, unknown=True)
+    worst: dict[str, float] = {}
+    for case, batch in cases.items():
+        update(COMPARED, len(worst), len(cases), {})
+        worst[case] = difference = _difference(exact, calibration, loaded, batch)
         if not difference <= TOLERANCE:
             raise ParityError(f"{case}: a logit is off by {difference:.2e}, more than {TOLERANCE}")
+    update(COMPARED, len(worst), len(cases), {})
     return worst
 
 

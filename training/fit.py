@@ -133,8 +133,7 @@ def encode(
     ``group`` the leader alone writes the shards, where the others find them. Raises `LogsError`
     when train or test has no impressions.
     """
-    update("learn ids", 0, 0, {})
-    seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days)
+    seen = vocabulary.learn(logs, start.outline.seen if start else None, forget_days, update)
     encoder = learn_encoder(logs, seen)
     sets = dict[str, Data]()
 
@@ -331,6 +330,7 @@ def _tally(
 ) -> dict[str, Tally]:
     """The tally of each; ``see`` is shown the logits of each part."""
     done, total, found = 0, sum(map(len, sets.values())), {}
+    update("measure", done, total, {})
     for name, data in sets.items():
 
         def told(n: int, before: int = done) -> None:

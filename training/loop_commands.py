@@ -280,11 +280,14 @@ def retrain(
 
     from model.contract.schema import Schema
     from terminal.progress import progress
-    from training.announce import Announcement, stopped_by_signal
-    from training.gate import rules
-    from training.lease import LeaseError
-    from training.retrain import Order
-    from training.retrain import retrain as run_retrain
+
+    with progress(console) as update:
+        update("load PyTorch", 0, 0, {})
+        from training.announce import Announcement, stopped_by_signal
+        from training.gate import rules
+        from training.lease import LeaseError
+        from training.retrain import Order
+        from training.retrain import retrain as run_retrain
 
     told = Announcement(
         name or "", last_line.say, partial(complain, console), metrics_file, push_gateway

@@ -34,10 +34,8 @@ def publish(
     """
     about, encoder = run.about(), run.encoder()
     network, calibration = run.network(encoder), run.calibration()
-    update("trace to ONNX", 0, 0, {})
-    graph = export(network, calibration, encoder)
-    update("compare with PyTorch", 0, 0, {})
-    worst = max(parity(network, calibration, encoder, graph).values())
+    graph = export(network, calibration, encoder, update)
+    worst = max(parity(network, calibration, encoder, graph, update).values())
     update("publish", 0, 0, {})
     requests = run.golden()
     batch = bundle.encode_golden(encoder, requests)

@@ -152,6 +152,8 @@ class Trainer:
         at, recent = self.progress, list[float]()
         if self.warm and not at.evaluations:
             self._evaluate(report)
+        total = round(len(self.data["train"]) * self.config.epochs)
+        report("train", at.impressions, total, {})  # a plan of the batches comes first
         begin = time.perf_counter()
         for batch, label, size in self._batches():
             if at.done:
@@ -163,7 +165,7 @@ class Trainer:
             report(
                 "train",
                 at.impressions,
-                round(len(self.data["train"]) * self.config.epochs),
+                total,
                 {"loss": loss, "waited": at.waited / at.seconds},
             )
             evaluated = at.step % every == 0 or at.step == self.steps

@@ -14,6 +14,7 @@ import polars as pl
 
 from model.contract.ids import Keys, keys
 from model.contract.schema import GROUPS, Field, Group, Schema
+from terminal.progress import Update, quiet
 from training.chunks import AnyLogs
 from training.merged import Merged
 
@@ -30,7 +31,10 @@ class Seen:
 
 
 def learn(
-    logs: AnyLogs, before: Mapping[str, Seen] | None = None, forget_days: int | None = None
+    logs: AnyLogs,
+    before: Mapping[str, Seen] | None = None,
+    forget_days: int | None = None,
+    update: Update = quiet,
 ) -> dict[str, Seen]:
     """The ids of each table that learns any, by the table's name.
 
@@ -46,6 +50,8 @@ def learn(
     counts = {name: Merged(pl.col("count").sum(), pl.col("day").max()) for name in columns}
     shown, behaviour = pl.col("split"), pl.col("behaviour")
     newest: int | None = None
+    done, total = 0, len(logs)
+    update("learn ids", done, total, {})
     for chunk in logs.chunks():
         events = chunk.events.filter((shown == "train") | (shown.is_null() & behaviour))
         events = events.with_columns((pl.col("ts") // PER_DAY[schema.ts_unit]).alias("day"))
@@ -55,6 +61,8 @@ def learn(
         for name in columns:
             once = pl.lit(1, pl.Int64).alias("count")
             counts[name].add(_by_id(events.select(pl.col(name).alias("id"), once, "day")))
+        done += len(chunk)
+        update("learn ids", done, total, {})
     found = {}
     for name, first in learnt.items():
         parts = [_counted(logs, counts[_column(*each)].total(), *each) for each in fields[name]]

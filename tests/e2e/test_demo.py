@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -72,10 +73,17 @@ def test_the_last_line_is_what_was_measured(printed: str, var: Path):
     assert 0 < figures["p50_ms"] <= figures["p99_ms"]
 
 
+def test_it_says_how_soon_the_service_was_ready_and_what_it_holds(printed: str):
+    """Beside quality, speed and latency, in the table."""
+    for name in ("ready", "memory"):
+        [row] = re.findall(rf"│ {name} +│ ([\d.]+) +│", printed)
+        assert float(row) > 0
+
+
 def test_it_says_which_data_it_uses_and_leaves_a_version(printed: str, var: Path):
     """The data's name is told, every step is numbered, and the version is published."""
     assert "a synthetic world of 20 users" in printed
-    assert all(f"\n{number}/9 " in printed for number in range(1, 10))
+    assert all(f"\n{number}/10 " in printed for number in range(1, 11))
     assert "because of (weight)" in printed
     assert (var / "repository" / "synthetic" / "1" / "manifest.json").exists()
     assert (var / "data" / "events.parquet").exists()

@@ -241,11 +241,12 @@ def test_a_refused_request_says_which_field(command: Command, service: Service) 
     assert "candidates" in ended.errors
 
 
-def test_a_taken_port_ends_the_service(repository: Path) -> None:
-    """A service that can't bind its port ends by itself, and says why."""
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_taken_port_ends_the_service(workers: str, repository: Path) -> None:
+    """One line says why, before any work."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        words = ["serve", "--repository", str(repository), "--port", port]
+        words = ["serve", "--repository", str(repository), "--port", port, "--workers", workers]
         ended = subprocess.run(
             [sys.executable, "-m", "service", *words],
             cwd=ROOT,
@@ -254,5 +255,5 @@ def test_a_taken_port_ends_the_service(repository: Path) -> None:
             timeout=60,
             check=False,
         )
-    assert ended.returncode != 0
-    assert "address already in use" in ended.stderr
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"error: 127.0.0.1 port {port}: Address already in use\n"

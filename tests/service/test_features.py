@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from redis import Redis
 
 from model.contract.encode import Encoder
@@ -264,17 +265,69 @@ def test_a_smaller_budget_ends_a_read_earlier(encoder: Encoder, schema: Schema) 
 
 
 def test_callers_in_a_hurry_do_not_open_the_breaker(
-    redis_url: str, encoder: Encoder, schema: Schema
+    tmp_path: Path, encoder: Encoder, schema: Schema
 ) -> None:
     """Reads that were given no fair time fail alone; the next one is answered."""
 
-    async def scenario() -> None:
-        async with store_of(redis_url, Breaker(2, 60.0)) as store:
+    async def scenario(server: RedisProcess) -> None:
+        async with store_of(server.url, Breaker(2, 60.0)) as store:
+            server.hang()
             for _ in range(5):
                 stored = await store.read("u", schema, encoder.codec, history=True, budget=0.0)
                 assert stored.degraded == "history_unavailable"
+            server.go_on()
             stored = await store.read("u", schema, encoder.codec, history=True, budget=9)
             assert stored.degraded is None
+
+    with running_redis(tmp_path) as server:
+        asyncio.run(scenario(server))
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_late_event_loop_is_not_the_store_s_fault(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+    client: Any,
+    redis_url: str,
+    encoder: Encoder,
+    schema: Schema,
+) -> None:
+    """An answer that came in time is used, though the timeout was over when the loop saw it."""
+    client.set(profile_key("din", "u"), '{"gender":"F"}')
+
+    def block() -> None:
+        for _ in range(3):
+            client.ping()  # Redis has answered what it was asked before
+        time.sleep(2 * SHORT)
+
+    async def scenario() -> None:
+        async with store_of(redis_url, Breaker(1, 60.0), SHORT) as store:
+            for passes in range(8):  # of the loop, before it is blocked
+                reading = asyncio.ensure_future(
+                    store.read("u", schema, encoder.codec, history=True, budget=9)
+                )
+                for _ in range(passes):
+                    await asyncio.sleep(0)
+                block()
+                stored = await reading
+                assert (stored.profile, stored.degraded) == ({"gender": "F"}, None)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())
+
+
+def test_a_burst_of_readers_needs_no_more_connections_in_time(
+    client: Any, redis_url: str, encoder: Encoder, schema: Schema
+) -> None:
+    """Who finds no idle connection shares a busy one and does not wait for a new one."""
+    before = int(client.info("clients")["connected_clients"])
+
+    async def scenario() -> None:
+        async with store_of(redis_url) as store:
+            reads = [
+                store.read("u", schema, encoder.codec, history=True, budget=9) for _ in range(32)
+            ]
+            assert not any(each.degraded for each in await asyncio.gather(*reads))
+            assert int(client.info("clients")["connected_clients"]) - before <= 2
 
     asyncio.run(scenario())
 

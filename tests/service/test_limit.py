@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
+from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from service.limit import Limit
 
@@ -78,3 +81,48 @@ def test_who_is_cancelled_stays_cancelled(late: bool) -> None:
         assert task.cancelled()
 
     asyncio.run(scenario())
+
+
+def test_the_time_runs_from_the_loop_s_next_pass() -> None:
+    """What keeps the loop before it could send anything is no one else's fault."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        ahead, real = 0.0, loop.time
+        loop.time = lambda: real() + ahead  # type: ignore[method-assign]
+        with Limit(FAR):
+            ahead = 2 * FAR
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_came_while_the_loop_was_busy_came_in_time(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Also where it was busy with what another socket brought: it looks there once more."""
+
+    async def scenario() -> None:
+        running, found = asyncio.get_running_loop(), asyncio.Event()
+        ours, theirs = socket.socketpair()
+        alarm, others = socket.socketpair()
+
+        def busy() -> None:
+            running.remove_reader(alarm)
+            theirs.send(b"x")
+            time.sleep(3 * SOON)
+
+        running.add_reader(ours, found.set)
+        running.add_reader(alarm, busy)
+        with ours, theirs, alarm, others:
+            try:
+                with Limit(SOON):
+                    running.call_soon(others.send, b"x")  # when the time runs
+                    await found.wait()
+            finally:
+                running.remove_reader(ours)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())

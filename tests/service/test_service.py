@@ -31,6 +31,7 @@ from model.contract.schema import Schema
 from model.contract.store import history_key, profile_key
 from service.app import create_app
 from service.engine import OnnxEngine, Scores
+from service.protocol import MAX_HEAD_BYTES
 from service.scorer import expit
 from service.settings import Settings
 from tests.support import (
@@ -266,6 +267,11 @@ CHUNK = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
         (request(b"", target="GET /s3cr3t"), 404, None),
         (request(b"", target="DELETE /score"), 405, None),
         (request(b"", target="GET /score/"), 404, None),
+        (b"s3cr3t\r\n\r\n", 400, None),
+        (b"GET / HTTP/1.1\r\ns3cr3t\r\n\r\n", 400, None),
+        (request(GOOD, "Content-Length: s3cr3t"), 400, None),
+        (b"GET / HTTP/1.1\r\ns3cr3t: ".ljust(MAX_HEAD_BYTES + 1, b"s"), 431, None),
+        (b"GET /s3cr3t".ljust(MAX_HEAD_BYTES + 1, b"s"), 431, None),
     ],
 )
 def test_hostile_http_is_a_problem_document(

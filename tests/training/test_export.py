@@ -55,8 +55,12 @@ class Exported:
 
     def __init__(self, encoder: Encoder, model: str, **options: Any) -> None:
         self.encoder, self.network = encoder, lively(encoder, model, **options)
-        self.graph = export(self.network, CALIBRATION, encoder)
+        self.told: list[tuple[str, int, int]] = []
+        self.graph = export(self.network, CALIBRATION, encoder, self.tell)
         self.session = session(self.graph)
+
+    def tell(self, stage: str, done: int, total: int, figures: object) -> None:
+        self.told.append((stage, done, total))
 
     def batch(self, users: int, length: int, candidates: int, **how: Any) -> Batch:
         return random_batch(self.encoder, users, length, candidates, **how)
@@ -151,6 +155,17 @@ def test_the_graph_of_a_crossing_is_the_network(
     alone = np.concatenate([run(loaded, each) for each in batches])
     np.testing.assert_allclose(run(loaded, merge(batches)), alone, rtol=0, atol=1e-5)
     assert alone.std() > 0.1
+
+
+def test_how_far_it_is_is_counted(din: Exported) -> None:
+    """In the exporter's own steps, then in cases compared; all of them in the end."""
+    told = list(dict.fromkeys(din.told))
+    parity(din.network, CALIBRATION, din.encoder, din.graph, din.tell)
+    assert told == [("trace to ONNX", done, 4) for done in range(5)]
+    compared = [done for stage, done, total in din.told if stage == "compare with PyTorch"]
+    cases = len(compared) - 1
+    assert compared == list(range(cases + 1))
+    assert din.told[-1] == ("compare with PyTorch", cases, cases)
 
 
 def test_the_calibration_is_part_of_the_graph(din: Exported) -> None:

@@ -72,6 +72,19 @@ def test_ece_is_the_loop_over_bins(found: Rows, bins: int) -> None:
     assert metrics.ece(label, score, bins) == pytest.approx(expected, abs=1e-12)
 
 
+@given(found=rows)
+def test_normalised_entropy_is_the_ratio_of_two_of_scikit_learn_s_log_losses(found: Rows) -> None:
+    """That of the probabilities over that of the base rate; with one class there is none."""
+    _, label, score = arrays(found)
+    if label.min() == label.max():
+        assert np.isnan(metrics.normalised_entropy(label, score))
+        return
+    sure = np.clip(score, 1e-15, 1 - 1e-15)
+    base = np.full(len(label), label.sum() / len(label))
+    expected = sklearn.metrics.log_loss(label, sure) / sklearn.metrics.log_loss(label, base)
+    assert metrics.normalised_entropy(label, score) == pytest.approx(expected, rel=1e-9)
+
+
 def test_normalised_entropy_is_one_for_the_mean_label() -> None:
     """A constant at the base rate gains nothing, the truth gains all."""
     label = np.array([0, 0, 0, 1])

@@ -75,3 +75,11 @@ def test_ids_not_seen_for_a_while_are_forgotten(shop_logs: Logs) -> None:
     assert np.array_equal(kept.keys, recent)
     assert 0 < len(recent) < len(every.keys) or every.day.min() >= last - 10
     assert key("gone") in learn(logs, before, forget_days=11)["item_id"].keys.tolist()
+
+
+def test_how_far_it_is_is_counted_in_rows(shop_logs: Logs) -> None:
+    """From none to all of the events."""
+    told: list[tuple[str, int, int]] = []
+    learn(shop_logs, update=lambda stage, done, total, _: told.append((stage, done, total)))
+    rows = len(shop_logs)
+    assert told == [("learn ids", 0, rows), ("learn ids", rows, rows)]

@@ -42,8 +42,11 @@ def compare(
 ) -> None:
     """Train models on one split, several seeds each, and write one report: HTML and JSON."""
     from terminal.progress import progress
-    from training.comparison import entrants, job
-    from training.comparison.order import Order
+
+    with progress(console) as update:
+        update("load PyTorch", 0, 0, {})
+        from training.comparison import entrants, job
+        from training.comparison.order import Order
 
     lineup = entrants.enter(data, models or [], baseline, setting or [])
 
