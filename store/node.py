@@ -242,9 +242,9 @@ class Node:
     async def _open(self) -> Line:
         connection: AbstractConnection = self._make()
         try:
+            if isinstance(connection, SSLConnection):
+                connection.ssl_context.context = await self._contexts.get(self._options)
             async with asyncio.timeout(self._connect_seconds):
-                if isinstance(connection, SSLConnection):
-                    connection.ssl_context.context = await self._contexts.get(self._options)
                 await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException as error:
             connection._close()  # type: ignore[no-untyped-call]
