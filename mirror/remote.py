@@ -22,6 +22,8 @@ from model.contract.repository import Repository
 from model.contract.schema import is_name
 
 _CHUNK = 2**24
+# Stores of objects in buckets: there are no folders to make, and s3fs would make the bucket too.
+_OF_BUCKETS = frozenset({"s3", "gs", "abfs"})
 _NEWEST = 2  # brought here beside the labelled ones; the one before, where the newest is bad
 _KEPT = 5
 _UNFINISHED = ".unfinished-mirror"
@@ -52,6 +54,10 @@ class Remote:
                 f"{url.partition('://')[0]}:// can't be used ({type(error).__name__}): install the"
                 " extra objects, and fsspec's package for that store, as s3fs or gcsfs"
             ) from None
+        protocol = self._store.protocol
+        self._folders = _OF_BUCKETS.isdisjoint(
+            [protocol] if isinstance(protocol, str) else protocol
+        )
         self._given_up = given_up
         self._bad: dict[tuple[str, int], bytes] = {}
 
@@ -115,7 +121,8 @@ class Remote:
         manifest = (folder / MANIFEST).read_bytes()
         for file in [*json.loads(manifest)["files"], MANIFEST]:
             path = self._at(f"{repository.name}/{number}/{file}")
-            self._store.makedirs(path.rpartition("/")[0], exist_ok=True)
+            if self._folders:
+                self._store.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._store.put_file(str(folder / file), path)
 
     def _expect_same(self, repository: Repository, number: int) -> None:

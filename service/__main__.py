@@ -132,7 +132,10 @@ def load_histories(
     redis_url: RedisUrl = None,
     name: Name = None,
     key_prefix: Prefix = None,
-    days: Annotated[int, typer.Option(min=1, help="Time to live of every key.")] = 90,
+    days: Annotated[
+        int | None,
+        typer.Option(min=1, help="Time to live of every key. [default: DINSERVE_HISTORY_DAYS, 90]"),
+    ] = None,
     schema_file: Annotated[
         Path | None,
         typer.Option("--schema", help="A schema, where no version is published yet."),
@@ -166,7 +169,7 @@ def load_histories(
                 schema,
                 settings.redis_url,
                 prefix=settings.key_prefix,
-                seconds=days * 24 * 3600,
+                seconds=(days or settings.history_days) * 24 * 3600,
                 replace=replace,
                 progress=lambda done: update("store keys", done, len(histories), {}),
             )

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from mirror.remote import Remote
+from mirror.remote import MirrorError, Remote
+from model.contract.labels import LabelError
 from service.background import background
 from service.telemetry import Telemetry
 
@@ -64,7 +65,8 @@ class Mirrored:
                 await loop.run_in_executor(self._pool, self._renew)
             except Exception as error:  # each store has errors of its own
                 self._telemetry.mirror_failures.inc()
-                kind = type(error).__name__
+                ours = isinstance(error, (LabelError, MirrorError))  # which name nothing secret
+                kind = str(error) if ours else type(error).__name__
                 if kind not in self._told:  # once, not every time
                     self._told.add(kind)
                     _log.warning("the repository's object store failed: %s", kind)

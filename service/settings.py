@@ -1,7 +1,8 @@
 """The settings: everything that can be set from outside, and the only reader of the environment.
 
-Each field is the variable ``DINSERVE_<FIELD>`` (``runs_side_by_side`` is ``DINSERVE_RUNS``); the
-command line's options win over it. docs/settings.md lists them: `service.settings_table`.
+Each field is the variable ``DINSERVE_<FIELD>`` (``runs_side_by_side`` is ``DINSERVE_RUNS``), unset
+where it is empty; the command line's options win over it. docs/settings.md lists them:
+`service.settings_table`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ class Settings(BaseSettings):
     """One service; limits are of each of its processes. Times in the unit their name says; a pair
     is candidate x behaviour."""
 
-    model_config = SettingsConfigDict(env_prefix="DINSERVE_", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DINSERVE_", env_ignore_empty=True, frozen=True, populate_by_name=True
+    )
 
     repository: Path = Field(Path("var/repository"), description="folder of published models")
     mirror: str | None = Field(

@@ -349,11 +349,18 @@ def push(
     name: Annotated[str | None, typer.Option(help="Default: the model published last.")] = None,
 ) -> None:
     """Take new versions and the labels to an object store, which services mirror."""
-    from mirror.remote import Remote
+    from mirror.remote import MirrorError, Remote
     from model.contract.repository import Repository
 
     found = Repository.find(repository, name)
-    taken = Remote(to).push(found)
+    remote = Remote(to)
+    try:
+        taken = remote.push(found)
+    except Exception as error:
+        if isinstance(error, _expected()):
+            raise
+        # Each store has errors of its own, as botocore's where there are no credentials.
+        raise MirrorError(f"the object store: {type(error).__name__}: {error}") from error
     versions = ", ".join(map(str, taken)) or "none is new"
     console.print(f"{found.name}: versions {versions}; the labels are there", soft_wrap=True)
 

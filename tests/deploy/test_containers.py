@@ -13,6 +13,7 @@ import yaml
 
 from deploy.requirements import requirements
 from service.settings import Settings
+from service.settings_table import variable
 from tests.deploy.compose_file import (
     COMPOSE,
     DOCKERFILE,
@@ -187,7 +188,7 @@ def test_the_service_waits_for_nothing_but_reads_only_what_is_written_for_it() -
 
 
 def test_the_example_has_all_that_compose_reads() -> None:
-    """With the same defaults, so that a copy of it changes nothing."""
+    """With the same defaults, so that a copy of it changes nothing; and so has the page."""
     read: dict[str, str] = {}
     for path in (COMPOSE, GPU):
         for name, default in ENTRY.findall(path.read_text()):
@@ -196,6 +197,41 @@ def test_the_example_has_all_that_compose_reads() -> None:
     shown = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     assert shown == read
     assert {".env", "service.env"} <= set((ROOT / ".gitignore").read_text().split())
+    page = (ROOT / "docs/settings.md").read_text().partition("## In containers")[2]
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`([^`]*)`|unset) \| \S", page, re.MULTILINE)
+    assert sorted(rows) == sorted(read.items())
+
+
+def test_every_setting_of_the_service_reaches_its_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All but those that say where things are; the example has them with their defaults, so that
+    to uncomment them changes nothing."""
+    fixed = {"repository", "mirror", "redis_url", "host", "port"}
+    settings = {
+        variable(name, field)
+        for name, field in Settings.model_fields.items()
+        if name not in fixed and not name.startswith("admin_")
+    }
+    given = SERVICES["service"]["environment"]
+    assert set(given) - {"DINSERVE_REDIS_URL"} == settings
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    shown = dict(line[1:].split("=", 1) for line in lines if line.startswith("#DINSERVE_"))
+    assert set(shown) == {name for name, value in given.items() if value is None}
+    for name, value in shown.items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == Settings.model_construct()
+
+
+def test_jobs_write_the_keys_that_the_service_reads() -> None:
+    """They are handed what decides on keys and how long these live."""
+    for job, names in (
+        ("first-model", ["KEY_PREFIX", "HISTORY_DAYS"]),
+        ("collector", ["KEY_PREFIX"]),
+    ):
+        given = SERVICES[job]["environment"]
+        for name in (f"DINSERVE_{each}" for each in names):
+            assert given[name] is SERVICES["service"]["environment"][name] is None
 
 
 def test_what_is_mounted_from_the_checkout_is_there() -> None:
@@ -208,8 +244,7 @@ def test_what_is_mounted_from_the_checkout_is_there() -> None:
 
 def test_settings_that_compose_gives_exist() -> None:
     """A variable that the service does not know would change nothing."""
-    fields = Settings.model_fields
-    known = {f"DINSERVE_{name}".upper() for name in fields if name != "runs_side_by_side"}
+    known = {variable(name, field) for name, field in Settings.model_fields.items()}
     given = {name for each in OURS.values() for name in each.get("environment", {})}
     given |= set(gpu()["environment"])
     assert {name for name in given if name.startswith("DINSERVE_")} <= known

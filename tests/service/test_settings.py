@@ -35,6 +35,13 @@ def test_variables_are_read_as_they_are_listed(monkeypatch: pytest.MonkeyPatch) 
     assert Settings().runs_side_by_side == 3
 
 
+def test_a_variable_without_a_value_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a file that names all of them and sets a few."""
+    for name in OWN:
+        monkeypatch.setenv(name, "")
+    assert Settings() == Settings.model_construct()
+
+
 @pytest.mark.parametrize(
     "pages", [lambda: [ROOT / "README.md"], lambda: (ROOT / "docs").glob("*.md")]
 )
