@@ -16,7 +16,7 @@ from redis import Redis
 from model.contract.encode import Encoder
 from model.contract.schema import Schema
 from model.contract.store import history_key
-from tests.store.forms import Guarded, until
+from tests.store.forms import Guarded, Replicated, until
 from tests.support import RedisProcess, Service
 
 ASK = json.dumps({"user_id": "u", "candidates": ["i1"]}).encode()
@@ -53,16 +53,19 @@ class Caller(threading.Thread):
 
 
 @pytest.mark.parametrize("ending", [RedisProcess.kill, RedisProcess.hang])
+@pytest.mark.parametrize("form", [Guarded, Replicated])
 def test_a_failover_degrades_and_fails_nothing(
+    form: type[Guarded | Replicated],
     ending: Callable[[RedisProcess], None],
     repository: Path,
     tmp_path: Path,
     schema: Schema,
     encoder: Encoder,
 ) -> None:
-    """When the master dies or hangs, scores come without history until the Sentinel has made the
-    replica master, then with it within 5 s; and events are taken again."""
-    guarded = Guarded(tmp_path)
+    """When the master dies or hangs, scores come without history until the Sentinel, or the other
+    nodes of its cluster, have made the replica master, then with it within 5 s; and events are
+    taken again."""
+    guarded = form(tmp_path)
     record = encoder.records([{"item_id": "i1", "ts": 1, "rating": "3"}]).tobytes()
     with guarded.running():
         with Redis(port=guarded.master.port) as client:

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from store.topology import SLOTS
 from tests.support import RedisProcess, free_port
 
 SERVICE = "din"
-_CLUSTER = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+THIRDS = (SLOTS // 3, SLOTS * 2 // 3, SLOTS)
 
 
 def until(true: Callable[[], Any], seconds: float = 30) -> None:
@@ -92,22 +92,18 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(folder: Path, count: int = 3) -> Iterator[Cluster]:
-    """A real cluster of masters, each with a third of the slots."""
+def running_cluster(
+    folder: Path, ends: Sequence[int] = THIRDS, timeout_ms: int = 2000
+) -> Iterator[Cluster]:
+    """A real cluster of masters; ``ends[n]`` is where the slots of the n-th end."""
+    count = len(ends)
     with ExitStack() as opened:
-        nodes = []
-        for number in range(count):
-            own = folder / str(number)
-            own.mkdir()
-            node = RedisProcess(own, *_CLUSTER, port=_low_port())
-            node.start()
-            opened.callback(node.kill)
-            nodes.append(node)
+        nodes = [opened.enter_context(_node(folder / str(n), timeout_ms)) for n in range(count)]
         cluster = Cluster(nodes)
         for client in cluster.clients:
             opened.callback(client.close)
         for number, client in enumerate(cluster.clients):
-            slots = range(number * SLOTS // count, (number + 1) * SLOTS // count)
+            slots = range(ends[number - 1] if number else 0, ends[number])
             client.execute_command("CLUSTER", "ADDSLOTS", *slots)
             client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for node in nodes[1:]:
@@ -115,6 +111,58 @@ def running_cluster(folder: Path, count: int = 3) -> Iterator[Cluster]:
         for client in cluster.clients:
             until(lambda client=client: _sees(client, count))
         yield cluster
+
+
+@contextmanager
+def _node(folder: Path, timeout_ms: int) -> Iterator[RedisProcess]:
+    """A node of no cluster yet."""
+    folder.mkdir()
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(timeout_ms))
+    node = RedisProcess(folder, *options, port=_low_port())
+    node.start()
+    try:
+        yield node
+    finally:
+        node.kill()
+
+
+class Replicated:
+    """A cluster of three, the first of which holds all slots but two and has a replica, which takes
+    its place when it fails."""
+
+    master: RedisProcess
+    replica: RedisProcess
+    url: str
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        ends, timeout_ms = (SLOTS - 2, SLOTS - 1, SLOTS), 500
+        with (
+            running_cluster(self._folder, ends, timeout_ms) as cluster,
+            _node(self._folder / "replica", timeout_ms) as self.replica,
+            Redis(port=self.replica.port) as client,
+        ):
+            self.url, self.master = cluster.url, cluster.nodes[0]
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.master.port)
+            # It knows the master only after it has met it.
+            until(lambda: client.execute_command("CLUSTER", "REPLICATE", _id(cluster.clients[0])))
+            until(lambda: client.info("replication")["master_link_status"] == "up")
+            for each in cluster.clients:
+                until(lambda each=each: self._known_to(each))
+            yield
+
+    def _known_to(self, client: Redis) -> bool:
+        """Whether a node knows the replica as one."""
+        slots = client.execute_command("CLUSTER", "SLOTS")
+        return any(replica[1] == self.replica.port for each in slots for replica in each[3:])
+
+    def elected(self) -> bool:
+        """Whether the replica is master."""
+        with Redis(port=self.replica.port) as client:
+            return bool(client.info("replication")["role"] == "master")
 
 
 class Guarded:
