@@ -36,6 +36,7 @@ from model.contract.store import (
 )
 from service import scripts
 from service.errors import Unavailable
+from store.errors import in_words
 from store.node import Command
 from store.nodes import reach
 from store.url import StoreUrl
@@ -243,7 +244,7 @@ class EventLog:
         except (RedisError, OSError, TimeoutError) as error:
             self._on_failure(type(error).__name__)
             # Redis repeats the command, with the user's id in its keys: it must not reach the log.
-            _log.warning("the store did not take a write: %s", type(error).__name__)
+            _log.warning("the store did not take a write: %s", in_words(error))
             raise Unavailable("The store did not take it; send it again") from None
         return answers
 

@@ -24,6 +24,7 @@ from model.contract.history import HistoryCodec, HistoryError, Records, in_order
 from model.contract.schema import Schema
 from model.contract.store import history_key, layouts_key, partition, profile_key
 from service.limit import Limit
+from store.errors import in_words
 from store.node import Command
 from store.nodes import reach
 from store.url import StoreUrl
@@ -161,7 +162,7 @@ class BehaviourStore:
                 self.breaker.left()
             else:
                 self.breaker.failed()
-            self._failed(type(error).__name__)
+            self._failed(error)
             return Stored(codec.empty(), degraded=missing)
         except BaseException:
             self.breaker.left()
@@ -181,7 +182,7 @@ class BehaviourStore:
             async with asyncio.timeout(_PATIENT_SECONDS):
                 await self._redis.check()
         except (RedisError, OSError, TimeoutError) as error:
-            self._failed(type(error).__name__)
+            self._failed(error)
         else:
             self._fine()
 
@@ -253,10 +254,10 @@ class BehaviourStore:
             self._told.clear()
             _log.info("the behaviour store answers")
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, error: Exception) -> None:
         """Redis gave no answer. The log says so once for each reason, until there is one."""
-        self._on_failure(reason)
-        self._trouble = reason
+        self._on_failure(type(error).__name__)
+        self._trouble = reason = in_words(error)
         if reason not in self._told:
             self._told.add(reason)
             _log.warning("the behaviour store does not answer: %s", reason)

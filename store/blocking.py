@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 from redis import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError
 from redis.retry import Retry
 
+from store.errors import in_words
 from store.topology import Topology, TopologyError
 from store.url import Address, StoreUrl
 
@@ -67,12 +68,16 @@ class Clients:
 
     def _known(self) -> Topology:
         if self._topology is None:
+            last: Exception | None = None
             for address in random.sample(sorted(self._advisers), len(self._advisers)):
-                with suppress(RedisError, OSError, TopologyError):
+                try:
                     self._topology = self._told(address)
                     break
+                except (RedisError, OSError, TopologyError) as error:
+                    last = error
             else:
-                raise ConnectionError("No node tells who holds what")
+                why = "" if last is None else f": {in_words(last)}"
+                raise ConnectionError(f"No node tells who holds what{why}") from last
             if self._url.form == "cluster":
                 self._advisers |= self._topology.addresses
         return self._topology

@@ -24,6 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, InvalidResponse, RedisError, ResponseError
 
+from store.secure import Contexts
 from store.url import Address
 
 Command = tuple[Any, ...]
@@ -146,6 +147,7 @@ class Node:
         self,
         address: Address | str,
         *,
+        contexts: Contexts,
         tls: bool = False,
         limit: int,
         connect_seconds: float,
@@ -158,6 +160,7 @@ class Node:
         else:
             kind = SSLConnection if tls else Connection
             where = {"connection_class": kind, "host": address[0], "port": address[1]}
+        self._contexts, self._options = contexts, options
         # The client's defaults wait for seconds and retry; protocol 2 spares the handshake.
         self._make = partial(
             where.pop("connection_class"),
@@ -239,6 +242,8 @@ class Node:
     async def _open(self) -> Line:
         connection: AbstractConnection = self._make()
         try:
+            if isinstance(connection, SSLConnection):
+                connection.ssl_context.context = await self._contexts.get(self._options)
             async with asyncio.timeout(self._connect_seconds):
                 await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException as error:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from redis.exceptions import AskError, ConnectionError, MovedError, RedisError, ResponseError
 
 from store.node import Command, Node, seen
+from store.secure import Contexts
 from store.topology import Topology, TopologyError
 from store.url import Address, StoreUrl
 
@@ -37,11 +38,8 @@ class Reached(Protocol):
 
 
 def reach(url: StoreUrl, *, limit: int, connect_seconds: float) -> Reached:
-    """Connections to a store, none of them open yet: ``limit`` to each of its nodes.
-
-    Raises RedisError where TLS is set up wrongly.
-    """
-    node = partial(Node, limit=limit, connect_seconds=connect_seconds)
+    """Connections to a store, none of them open yet: ``limit`` to each of its nodes."""
+    node = partial(Node, contexts=Contexts(), limit=limit, connect_seconds=connect_seconds)
     if url.form != "single":
         return Nodes(url, node)
     place = url.path if url.path is not None else url.hosts[0]
@@ -173,16 +171,18 @@ class Nodes:
     async def _look(self) -> None:
         """Find out who holds what. Raises ConnectionError when no one tells."""
         await asyncio.sleep(self._looked + _PAUSE_SECONDS - monotonic())
+        last: Exception | None = None
         try:
             for address in self._advisers():
                 try:
                     async with asyncio.timeout(_LOOK_SECONDS):
                         found = await self._told(address)
-                except (RedisError, OSError, TimeoutError, TopologyError):
+                except (RedisError, OSError, TimeoutError, TopologyError) as error:
+                    last = error
                     continue
                 self._take(found)
                 return
-            raise ConnectionError("No node tells who holds what")
+            raise ConnectionError("No node tells who holds what") from last
         finally:
             self._looked = monotonic()
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
+from store.errors import in_words
 from training.collected import Writer, Written
 from training.entries import Taken
 from training.streams import Streams
@@ -65,7 +66,7 @@ class Drain:
                     self.turn()
                 self.streams.leave()
             except RedisError as error:
-                self.tell("redis_away", error=type(error).__name__, pause=pause)
+                self.tell("redis_away", error=in_words(error), pause=pause)
                 self.stop.wait(pause)
                 pause = min(2 * pause, _PAUSES[1])
 

@@ -43,7 +43,9 @@ def test_a_line_about_a_request_has_its_id(alone: Service) -> None:
         assert {"time", "level", "logger", "message"} <= set(line)
         about.setdefault(line.get("request_id"), []).append(line["message"])
     for identity in ("my-id-1", lost.headers["x-request-id"]):
-        assert about[identity] == ["the store did not take a write: ConnectionError"]
+        assert about[identity] == [
+            "the store did not take a write: ConnectionError (Connection refused)"
+        ]
     assert any(message.startswith("provider ") for message in about[None])
 
 

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.support import RedisProcess, Service, publish_toy, raw_exchange
+from tests.store.forms import speaking_tls
+from tests.support import PATIENT, RedisProcess, Service, publish_toy, raw_exchange
 
-STRICT = {"DINSERVE_READY_WITHOUT_REDIS": "0", "DINSERVE_POLL_SECONDS": "0.05"}
+STRICT = {**PATIENT, "DINSERVE_READY_WITHOUT_REDIS": "0", "DINSERVE_POLL_SECONDS": "0.05"}
 NO_REDIS = "redis://127.0.0.1:1/0"
 
 
@@ -19,6 +20,15 @@ def readiness(service: Service) -> tuple[int, dict[str, Any]]:
         service.port, b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     )
     return status, json.loads(body)
+
+
+def until_unready(service: Service, why: str) -> None:
+    """Wait until it says that it is not ready, and why."""
+    last = time.monotonic() + 30
+    while (found := readiness(service))[1].get("detail") != why:
+        assert time.monotonic() < last, found
+        time.sleep(0.02)
+    assert found[0] == 503
 
 
 def warnings(service: Service) -> list[str]:
@@ -38,14 +48,17 @@ def test_without_redis_a_service_waits_for_it(repository: Path, tmp_path: Path) 
         while "No model" in (found := readiness(service))[1]["detail"]:
             time.sleep(0.02)
         assert found[0] == 503
-        assert found[1]["detail"] == "Redis has not answered yet: ConnectionError"
+        assert (
+            found[1]["detail"] == "Redis has not answered yet: ConnectionError (Connection refused)"
+        )
         for _ in range(8):
             answer = service.score(user_id="u", candidates=["i1"])
             assert answer.json()["degraded"] == "history_unavailable"
         while service.metric("dinserve_store_failures_total") < 8:
             time.sleep(0.02)
         assert service.metric("dinserve_ready") == 0
-        assert len([each for each in warnings(service) if "store" in each]) == 1
+        told = [each for each in warnings(service) if "store" in each]
+        assert len(told) == len(set(told))  # by the reason, which is another if time is short
         redis.start()
         try:
             service.wait("/readyz")
@@ -54,6 +67,24 @@ def test_without_redis_a_service_waits_for_it(repository: Path, tmp_path: Path) 
         while not service.score(user_id="u", candidates=["i1"]).json()["degraded"]:
             time.sleep(0.02)
         assert readiness(service)[0] == 200
+
+
+def test_a_store_that_proves_nothing_is_said(repository: Path, tmp_path: Path) -> None:
+    """Why TLS fails stands in /readyz and the log; no URL does."""
+    with (
+        speaking_tls(tmp_path) as port,
+        Service(
+            repository,
+            f"rediss://:s3cr3t@localhost:{port}/0",
+            log=tmp_path / "log",
+            ready=False,
+            environment=STRICT,
+        ) as service,
+    ):
+        why = "ConnectionError (the certificate is refused: self-signed certificate in certificate"
+        until_unready(service, f"Redis has not answered yet: {why} chain)")
+    assert f"the behaviour store does not answer: {why} chain)" in warnings(service)
+    assert "s3cr3t" not in service.logs()
 
 
 def test_with_nothing_at_all_a_service_lives(tmp_path: Path) -> None:

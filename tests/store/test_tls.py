@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import uvloop
-from redis.exceptions import ConnectionError, RedisError
+from redis.exceptions import RedisError
 
 from store.blocking import Clients
+from store.errors import in_words
 from store.nodes import reach
 from store.url import StoreUrl
 from tests.store.forms import behind_tls, certify, speaking_tls
@@ -32,21 +35,22 @@ def secured(
             yield port, folder
 
 
-def answers(url: str) -> None:
-    """Ask, in both ways, the first in the event loop of a service and in Python's own. Raises what
-    that raises."""
-    found = StoreUrl.parse(url)
+async def asked_once(url: StoreUrl) -> None:
+    store = reach(url, limit=1, connect_seconds=5.0)
+    try:
+        await store.check()
+    finally:
+        await store.close()
 
-    async def scenario() -> None:
-        store = reach(found, limit=1, connect_seconds=5.0)
-        try:
-            await store.check()
-        finally:
-            await store.close()
 
-    with Clients(found, 5) as clients:
-        uvloop.run(scenario())
-        asyncio.run(scenario())
+def by_service(url: StoreUrl) -> None:
+    """Ask as the service does, in its event loop. Raises what that raises."""
+    uvloop.run(asked_once(url))
+
+
+def by_job(url: StoreUrl) -> None:
+    """Ask as jobs do. Raises what that raises."""
+    with Clients(url, 5) as clients:
         clients.of("k").ping()
 
 
@@ -54,15 +58,62 @@ def test_a_store_is_reached_by_tls(secured: tuple[int, Path]) -> None:
     """With the authority that signed it and a certificate of one's own."""
     port, folder = secured
     own = f"ssl_certfile={folder / 'client.pem'}&ssl_keyfile={folder / 'client.key'}"
-    answers(f"rediss://localhost:{port}/0?ssl_ca_certs={folder / 'ca.pem'}&{own}")
+    url = StoreUrl.parse(f"rediss://localhost:{port}/0?ssl_ca_certs={folder / 'ca.pem'}&{own}")
+    by_service(url)
+    by_job(url)
+    asyncio.run(asked_once(url))
 
 
-@pytest.mark.parametrize("missing", ["authority", "own", "file", "name", "tls"])
+def test_what_connections_are_checked_by_is_made_once(
+    secured: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all of them, and though the first who asked has left: to load a system's authorities
+    takes longer than a read may."""
+    port, folder = secured
+    own = f"ssl_certfile={folder / 'client.pem'}&ssl_keyfile={folder / 'client.key'}"
+    url = f"rediss://localhost:{port}/0?ssl_ca_certs={folder / 'ca.pem'}&{own}"
+    make, made = ssl.create_default_context, list[ssl.SSLContext]()
+
+    def counted() -> ssl.SSLContext:
+        made.append(make())
+        return made[-1]
+
+    monkeypatch.setattr("ssl.create_default_context", counted)
+
+    async def scenario() -> None:
+        store = reach(StoreUrl.parse(url), limit=3, connect_seconds=5.0)
+        try:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await store.check()
+            await asyncio.gather(*(store.check() for _ in range(3)))
+        finally:
+            await store.close()
+
+    asyncio.run(scenario())
+    assert len(made) == 1
+
+
+REFUSED = r"Error \(the certificate is refused: "
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        ("authority", REFUSED + ".*self-signed certificate"),
+        ("own", "ConnectionError"),  # the server hangs up, and says no more
+        ("file", "No such file or directory"),
+        ("name", REFUSED + ".*not valid for '127.0.0.2'"),
+        ("tls", "ConnectionError"),
+    ],
+)
+@pytest.mark.parametrize("form", ["", "+cluster"])
 def test_what_is_not_proved_is_not_trusted(
-    missing: str, secured: tuple[int, Path], tmp_path: Path
+    missing: str, expected: str, form: str, secured: tuple[int, Path], tmp_path: Path
 ) -> None:
     """A server of another authority, a client without a certificate, a file that is not there, a
-    server of another name, and plain text end as errors, of the connection at the latest."""
+    server of another name, and plain text end as errors, of the connection at the latest, which
+    say why in words, also where it is one of several that are asked."""
     port, folder = secured
     own = f"ssl_certfile={folder / 'client.pem'}&ssl_keyfile={folder / 'client.key'}"
     authority, scheme, host = folder / "ca.pem", "rediss", "localhost"
@@ -78,6 +129,9 @@ def test_what_is_not_proved_is_not_trusted(
     options = f"?ssl_ca_certs={authority}&{own}"
     if missing == "tls":
         scheme, options = "redis", ""
-    expected = (RedisError, OSError) if missing == "file" else ConnectionError
-    with pytest.raises(expected):
-        answers(f"{scheme}://{host}:{port}/0{options}")
+    for asked in (by_service, by_job):
+        with pytest.raises((RedisError, OSError)) as caught:
+            asked(StoreUrl.parse(f"{scheme}{form}://{host}:{port}{options}"))
+        assert re.search(expected, in_words(caught.value))
+        if asked is by_job and expected.startswith(REFUSED):  # whose commands tell the error itself
+            assert re.search("certificate (verify failed|is refused)", str(caught.value))
