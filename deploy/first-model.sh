@@ -24,7 +24,10 @@ published() {
 }
 
 prepare() {
-  if [ -e "$data/ml-1m.zip" ]; then
+  if ! [ -r "$data" ] || ! [ -x "$data" ]; then
+    say "the data folder: user $(id -u) can't read it"
+    return 1
+  elif [ -e "$data/ml-1m.zip" ]; then
     say "MovieLens-1M from the data folder"
     python -m training prepare --out "$base" --source movielens-1m --path "$data/ml-1m.zip"
   elif [ -e "$data/schema.toml" ]; then

@@ -116,6 +116,13 @@ def test_a_data_folder_of_something_else_is_an_error(tmp_path: Path) -> None:
     assert not list((tmp_path / "repository").iterdir())
 
 
+def test_a_data_folder_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """It is told apart from one of something else, since a container's user may see less."""
+    ended = first_model(tmp_path, {"DATA": str(tmp_path / "none")})
+    assert ended.returncode == 1
+    assert f"the data folder: user {os.getuid()} can't read it" in ended.stderr
+
+
 def test_a_version_of_ones_own_is_left_alone(tmp_path: Path) -> None:
     """A repository that is brought along needs no logs."""
     (tmp_path / "repository").mkdir()
