@@ -33,6 +33,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     found = Stack(
         tmp_path_factory.mktemp("checkout"),
         FIRST_USERS="200",
+        SERVICE_CPUS="1",
+        DINSERVE_KEY_PREFIX="test",
         FIT_OPTIONS="--set epochs=1",
         COLLECT_EVERY="1",
         RETRAIN_OPTIONS=LENIENT,
@@ -53,6 +55,7 @@ def test_a_first_model_is_made_while_the_service_waits_for_it(stack: Stack) -> N
     assert service["RestartCount"] == 0
     ready = stack.client.get("/readyz").json()
     assert (ready["model"], ready["version"] >= 1, ready["provider"]) == ("synthetic", True, "cpu")
+    assert (ready["cores"], ready["runs"], ready["threads"]) == (1, 1, 1)  # of its quota
     assert stack.client.get("/docs").status_code == 200
     answer = stack.score("0", "1", "2", "3")
     assert answer["degraded"] is None
@@ -105,6 +108,7 @@ def test_the_service_image_is_small_and_has_no_torch_and_no_compiler(stack: Stac
     names = "('torch', 'polars', 'pyarrow', 'pip', 'training', 'pytest')"
     search = f"from importlib.util import find_spec as f; print([n for n in {names} if f(n)])"
     assert stack.inside("service", "python", "-c", search) == "[]\n"
+    stack.inside("service", "python", "-c", "import s3fs")
     tools = "for each in cc gcc g++ make git; do command -v $each; done; true"
     assert stack.inside("service", "sh", "-c", tools) == ""
     format_ = '{{index .Config.Labels "org.opencontainers.image.revision"}} {{.Config.User}}'

@@ -168,7 +168,7 @@ def test_a_container_gets_no_more_than_it_needs(name: str) -> None:
 
 def test_what_runs_for_ever_has_a_health_check_and_time_to_end() -> None:
     """The service's own is in its image; its container has more time than it takes itself."""
-    for name in ("redis", "collector"):
+    for name in ("redis", "collector", "prometheus", "grafana"):
         assert SERVICES[name]["healthcheck"]["test"]
     (check,) = (rest for word, rest in lineage("service") if word == "HEALTHCHECK")
     environment = next(
