@@ -12,6 +12,7 @@ from hiredis import Reader
 from redis.exceptions import ConnectionError
 
 from store.node import Node
+from store.secure import Contexts
 
 PATIENT = 10.0
 
@@ -59,7 +60,9 @@ def on_a_stub(scenario: Callable[[Stub, Node], Awaitable[None]], limit: int = 4)
     async def run() -> None:
         stub = Stub()
         async with stub.open() as address:
-            node = Node(address, limit=limit, connect_seconds=PATIENT, options={})
+            node = Node(
+                address, contexts=Contexts(), limit=limit, connect_seconds=PATIENT, options={}
+            )
             try:
                 async with asyncio.timeout(PATIENT):
                     await scenario(stub, node)

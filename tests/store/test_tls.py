@@ -109,11 +109,17 @@ REFUSED = r"Error \(the certificate is refused: "
 )
 @pytest.mark.parametrize("form", ["", "+cluster"])
 def test_what_is_not_proved_is_not_trusted(
-    missing: str, expected: str, form: str, secured: tuple[int, Path], tmp_path: Path
+    missing: str,
+    expected: str,
+    form: str,
+    secured: tuple[int, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server of another authority, a client without a certificate, a file that is not there, a
     server of another name, and plain text end as errors, of the connection at the latest, which
     say why in words, also where it is one of several that are asked."""
+    monkeypatch.setattr("store.nodes._LOOK_SECONDS", 10.0)  # a busy machine must not be the reason
     port, folder = secured
     own = f"ssl_certfile={folder / 'client.pem'}&ssl_keyfile={folder / 'client.key'}"
     authority, scheme, host = folder / "ca.pem", "rediss", "localhost"
