@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -53,9 +53,10 @@ class _Exchange:
 
 class Line(asyncio.Protocol):
     """A connection that redis-py has made, from then on: exchanges are answered in the order asked,
-    and who asks waits for no one else's answer."""
+    and who asks waits for no one else's answer. ``lost`` is called once, with it, at its end."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(self, connection: AbstractConnection, lost: Callable[[Line], object]) -> None:
+        self._lost = lost
         self._connection = connection  # its writer would close the transport with itself
         self._reader = Reader(
             protocolError=InvalidResponse,
@@ -71,12 +72,8 @@ class Line(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     @property
-    def closed(self) -> bool:
-        return self._transport.is_closing()
-
-    @property
     def usable(self) -> bool:
-        return not (self._given_up or self.closed)
+        return not (self._given_up or self._transport.is_closing())
 
     @property
     def load(self) -> int:
@@ -117,6 +114,7 @@ class Line(asyncio.Protocol):
         self._end_unasked()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._lost(self)
         self._fail(ConnectionError("Connection closed by server."))
 
     def close(self) -> None:
@@ -172,7 +170,7 @@ class Node:
             protocol=2,
         )
         self._limit, self._connect_seconds = limit, connect_seconds
-        self._lines: list[Line] = []
+        self._lines: dict[Line, None] = {}  # in the order of their opening
         self._opening: asyncio.Task[Line] | None = None
         self._closed = False
 
@@ -197,15 +195,14 @@ class Node:
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
-        for line in self._lines:
+        for line in list(self._lines):
             line.close()
         await asyncio.sleep(0)  # the loop is done with them
 
     async def _answers(self, packed: list[bytes], raises: bool) -> list[Any]:
         """Send commands and read their answers: a pipeline, and no more."""
-        while lines := [line for line in self._lines if line.usable]:
-            line = min(lines, key=lambda each: each.load)
-            if line.load and len(lines) < self._limit:
+        while line := self._least():
+            if line.load and len(self._lines) < self._limit:
                 self._grow()
             try:
                 answers = await line.ask(packed)
@@ -220,6 +217,16 @@ class Node:
                 if isinstance(answer, ResponseError):
                     raise answer
         return answers
+
+    def _least(self) -> Line | None:
+        """The connection that has least under way: the first idle one, if any."""
+        least = None
+        for line in self._lines:
+            if line.usable and (least is None or line.load < least.load):
+                least = line
+                if not line.load:
+                    break
+        return least
 
     async def _opened(self) -> Line:
         """A new connection. Raises RedisError and OSError."""
@@ -251,9 +258,14 @@ class Node:
             if isinstance(error, asyncio.CancelledError):  # by `close`; no one else is cancelled
                 raise ConnectionError("The node is closed") from None
             raise
-        line = Line(connection)
-        self._lines = [*(each for each in self._lines if not each.closed), line]
+        line = Line(connection, self._forget)
+        if not line.usable:
+            raise ConnectionError("Connection closed by server.")
+        self._lines[line] = None
         return line
+
+    def _forget(self, line: Line) -> None:
+        self._lines.pop(line, None)
 
 
 def seen(task: asyncio.Task[Any]) -> None:

@@ -81,6 +81,13 @@ def test_histories_are_packed_as_the_encoder_packs_them(
     }
 
 
+def test_how_far_it_is_is_counted_in_columns(tmp_path: Path, schema: Schema) -> None:
+    """User, item, ts and rating: the first three at once."""
+    told: list[tuple[int, int]] = []
+    load.read(write_logs(tmp_path), schema, lambda done, total: told.append((done, total)))
+    assert told == [(0, 4), (3, 4), (4, 4)]
+
+
 def test_just_the_most_recent_behaviours_are_kept(
     redis_url: str, tmp_path: Path, schema: Schema, encoder: Encoder
 ) -> None:
