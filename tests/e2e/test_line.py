@@ -1,13 +1,11 @@
 """The whole line, from raw files to an HTTP score: all commands, a real Redis, a real service.
 
-The commands of training run in this process, where torch is loaded; `test_demo` starts them all.
+The commands run in this process, where torch is loaded; `test_demo` starts them all.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +20,7 @@ import polars as pl
 import pytest
 
 from model.contract.repository import Repository
+from service.__main__ import main
 from tests.support import ROOT, RedisProcess, Service, running_redis
 from tests.training.test_job import command
 
@@ -37,18 +36,13 @@ def trained(*arguments: str | Path) -> None:
 
 
 def load_histories(data: Path, repository: Path, redis_url: str) -> None:
-    """Run ``python -m service load-histories``. Fails the test when it fails."""
-    arguments = ["--data", data, "--repository", repository, "--redis-url", redis_url]
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "load-histories", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    """Run ``service load-histories``. Fails the test when it fails."""
+    words = ["--data", data, "--repository", repository, "--redis-url", redis_url]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["service", "load-histories", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+    assert not left.value.code
 
 
 def write_movielens(path: Path) -> None:
