@@ -1,13 +1,11 @@
 """The whole line, from raw files to an HTTP score: all commands, a real Redis, a real service.
 
-The commands of training run in this process, where torch is loaded; `test_demo` starts them all.
+The commands run in this process, where torch is loaded; `test_demo` starts them all.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +20,7 @@ import polars as pl
 import pytest
 
 from model.contract.repository import Repository
+from service.__main__ import main
 from tests.support import ROOT, RedisProcess, Service, running_redis
 from tests.training.test_job import command
 
@@ -37,18 +36,13 @@ def trained(*arguments: str | Path) -> None:
 
 
 def load_histories(data: Path, repository: Path, redis_url: str) -> None:
-    """Run ``python -m service load-histories``. Fails the test when it fails."""
-    arguments = ["--data", data, "--repository", repository, "--redis-url", redis_url]
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "load-histories", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    """Run ``service load-histories``. Fails the test when it fails."""
+    words = ["--data", data, "--repository", repository, "--redis-url", redis_url]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["service", "load-histories", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+    assert not left.value.code
 
 
 def write_movielens(path: Path) -> None:
@@ -98,7 +92,17 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
         yield Line(data, run, repository, redis)
 
 
-def test_raw_files_become_an_http_score_equal_to_the_offline_one(line: Line, tmp_path: Path):
+@pytest.fixture(scope="module")
+def service(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """What serves the line, from one test to the next."""
+    log = tmp_path_factory.mktemp("service") / "log"
+    with Service(line.repository, line.redis.url, log=log) as started:
+        yield started
+
+
+def test_raw_files_become_an_http_score_equal_to_the_offline_one(
+    line: Line, service: Service, tmp_path: Path
+):
     """The service gives a test user's newest impression the probability that evaluate gave it."""
     predictions = tmp_path / "predictions.parquet"
     trained("evaluate", "--run", line.run, "--predictions", predictions)
@@ -107,24 +111,21 @@ def test_raw_files_become_an_http_score_equal_to_the_offline_one(line: Line, tmp
     newest = events.sort("user_id", "ts").group_by("user_id", maintain_order=True).last()
     expected = newest.join(offline, left_on=["user_id", "item_id"], right_on=["user", "item"])
     everything = pl.read_parquet(line.data / "events.parquet")
-    with Service(line.repository, line.redis.url, log=tmp_path / "log") as service:
-        for row in expected.head(10).iter_rows(named=True):
-            user = row["user_id"]
-            earlier = everything.filter(
-                (pl.col("user_id") == user) & (pl.col("ts") < row["ts"])
-            ).sort("ts")
-            history = earlier.select("item_id", "ts", "rating").to_dicts()
-            answer = service.score(user_id=user, candidates=[row["item_id"]], history=history)
-            assert answer.status_code == 200
-            body = answer.json()
-            assert body["history_length"] == min(len(history), 100)
-            assert body["degraded"] is None
-            assert body["scores"][0]["status"] == "known"
-            assert body["scores"][0]["ctr"] == pytest.approx(row["probability"], abs=1e-5)
+    for row in expected.head(10).iter_rows(named=True):
+        user = row["user_id"]
+        earlier = everything.filter((pl.col("user_id") == user) & (pl.col("ts") < row["ts"]))
+        history = earlier.sort("ts").select("item_id", "ts", "rating").to_dicts()
+        answer = service.score(user_id=user, candidates=[row["item_id"]], history=history)
+        assert answer.status_code == 200
+        body = answer.json()
+        assert body["history_length"] == min(len(history), 100)
+        assert body["degraded"] is None
+        assert body["scores"][0]["status"] == "known"
+        assert body["scores"][0]["ctr"] == pytest.approx(row["probability"], abs=1e-5)
 
 
 def test_stored_histories_and_profiles_give_the_scores_of_the_same_ones_sent(
-    line: Line, tmp_path: Path
+    line: Line, service: Service
 ):
     """What load-histories put into Redis scores as the raw history and profile in a request do."""
     events = pl.read_parquet(line.data / "events.parquet").filter(pl.col("user_id") == "7")
@@ -132,11 +133,10 @@ def test_stored_histories_and_profiles_give_the_scores_of_the_same_ones_sent(
     profile = pl.read_parquet(line.data / "users.parquet").filter(pl.col("user_id") == "7")
     person = profile.drop("user_id").to_dicts()[0]
     films = [str(film) for film in range(1, MOVIES + 1)]
-    with Service(line.repository, line.redis.url, log=tmp_path / "log") as service:
-        stored = service.score(user_id=7, candidates=films, explain=2).json()
-        sent = service.score(
-            user_id="someone else", candidates=films, history=history, user=person, explain=2
-        ).json()
+    stored = service.score(user_id=7, candidates=films, explain=2).json()
+    sent = service.score(
+        user_id="someone else", candidates=films, history=history, user=person, explain=2
+    ).json()
     assert stored["history_length"] == sent["history_length"] == RATINGS
     assert stored["scores"] == sent["scores"]
     assert all(len(score["because"]) == 2 for score in stored["scores"])
@@ -168,19 +168,18 @@ def test_a_killed_redis_degrades_the_score_and_its_return_restores_it(line: Line
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc on this system")
-def test_the_service_stays_under_400_mib_after_the_largest_requests(line: Line, tmp_path: Path):
+def test_the_service_stays_under_400_mib_after_the_largest_requests(service: Service):
     """2,000 candidates with reasons, stored histories and sent ones: resident memory is bounded."""
     films = [str(film % (MOVIES + 10)) for film in range(2000)]  # some are unknown
     history = [{"item_id": film, "ts": at, "rating": "4"} for at, film in enumerate(films)]
-    with Service(line.repository, line.redis.url, log=tmp_path / "log") as service:
-        for user in range(20):
-            more = {"history": history} if user % 2 else {}
-            answer = service.score(
-                user_id=str(user), candidates=films, explain=20, timeout_ms=30000, **more
-            )
-            assert answer.status_code == 200
-            assert len(answer.json()["scores"]) == 2000
-        assert service.memory_mib() < 400
+    for user in range(20):
+        more = {"history": history} if user % 2 else {}
+        answer = service.score(
+            user_id=str(user), candidates=films, explain=20, timeout_ms=30000, **more
+        )
+        assert answer.status_code == 200
+        assert len(answer.json()["scores"]) == 2000
+    assert service.memory_mib() < 400
 
 
 def until(true: Callable[[], bool], seconds: float = 30) -> None:
@@ -207,27 +206,27 @@ class Load:
                 self.statuses.append(answer.status_code)
                 if answer.status_code == 200:
                     self.versions.append(answer.json()["version"])
+                time.sleep(0.005)
 
 
-def test_a_new_version_takes_over_under_load_with_no_failed_request(line: Line, tmp_path: Path):
+def test_a_new_version_takes_over_under_load_with_no_failed_request(line: Line, service: Service):
     """Publishing a version while requests stream in: all are 200, and the new one takes over."""
     found = Repository.find(line.repository)
-    with Service(line.repository, line.redis.url, log=tmp_path / "log") as service:
-        first = service.score(user_id="5", candidates=["1"]).json()["version"]
-        whole = found.folder / str(first)
-        loads = [Load(service.url) for _ in range(3)]
-        threads = [threading.Thread(target=load.run) for load in loads]
+    first = service.score(user_id="5", candidates=["1"]).json()["version"]
+    whole = found.folder / str(first)
+    loads = [Load(service.url) for _ in range(3)]
+    threads = [threading.Thread(target=load.run) for load in loads]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: all(load.versions.count(first) >= ASKED for load in loads))
+        found.publish(lambda folder: shutil.copytree(whole, folder, dirs_exist_ok=True))
+        until(lambda: all(load.versions.count(first + 1) >= ASKED for load in loads))
+    finally:
+        for load in loads:
+            load.stop.set()
         for thread in threads:
-            thread.start()
-        try:
-            until(lambda: all(load.versions.count(first) >= ASKED for load in loads))
-            found.publish(lambda folder: shutil.copytree(whole, folder, dirs_exist_ok=True))
-            until(lambda: all(load.versions.count(first + 1) >= ASKED for load in loads))
-        finally:
-            for load in loads:
-                load.stop.set()
-            for thread in threads:
-                thread.join()
+            thread.join()
     for load in loads:
         assert set(load.statuses) == {200}
         assert load.versions == sorted(load.versions)

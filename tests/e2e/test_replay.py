@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from model.contract.repository import Repository
+from tests.e2e.test_line import load_histories
 from tests.support import PATIENT, ROOT, TOY, Service, publish_toy, running_redis
 from tests.training.live import base_logs
 from training.collected import Collected
@@ -66,9 +67,7 @@ def test_a_real_service_has_no_skew(tmp_path: Path) -> None:
     base_logs(logs / "base", text).write(logs / "base")
     environment = {**PATIENT, "DINSERVE_LOG_SHARE": "1", "DINSERVE_EVENT_TIMEOUT_MS": "10000"}
     with running_redis(tmp_path) as redis:
-        command = [sys.executable, "-m", "service", "load-histories", "--data", str(logs / "base")]
-        command += ["--repository", str(repository), "--redis-url", redis.url]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        load_histories(logs / "base", repository, redis.url)
         log = tmp_path / "log"
         with (
             Service(repository, redis.url, log=log, environment=environment) as service,

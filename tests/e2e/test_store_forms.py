@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tests.e2e.test_line import load_histories
 from tests.store.forms import Guarded, behind_tls, running_cluster
 from tests.support import PATIENT, ROOT, RedisProcess, Service, publish_toy, running_redis
 from training.collected import Collected
@@ -67,20 +68,7 @@ def test_the_line_works_on_every_form_of_the_store(
     users.write_parquet(tmp_path / "users.parquet")
     now = int(time.time())
     with form(tmp_path_factory.mktemp("store")) as url:
-
-        def run(*words: str | Path) -> str:
-            ended = subprocess.run(
-                [sys.executable, "-m", *map(str, words), "--redis-url", url],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert ended.returncode == 0, ended.stderr
-            return ended.stdout
-
-        where = ["--repository", tmp_path / "root"]
-        run("service", "load-histories", "--data", tmp_path, *where)
+        load_histories(tmp_path, tmp_path / "root", url)
         environment = {**PATIENT, "DINSERVE_READY_WITHOUT_REDIS": "0"}
         with Service(
             tmp_path / "root", url, log=tmp_path / "log", environment=environment
@@ -102,6 +90,9 @@ def test_the_line_works_on_every_form_of_the_store(
             assert service.client.delete(f"/users/{USERS[0]}").json()["entries"] == 1
             assert seen(USERS[0]) == (0, None)
             assert "Traceback" not in service.logs()
-        run("training", "collect", "--once", "--logs", tmp_path / "logs", *where)
+        command = [sys.executable, "-m", "training", "collect", "--once", "--redis-url", url]
+        command += ["--logs", str(tmp_path / "logs"), "--repository", str(tmp_path / "root")]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
     collected = Collected(tmp_path / "logs").events()
     assert sorted(collected["user_id"]) == sorted(USERS[1:])

@@ -163,6 +163,7 @@ class Load:
                     while not stop.is_set():
                         self.versions.add(connection.score()["version"])
                         self.answers += 1
+                        time.sleep(0.01)
                 except (ConnectionError, http.client.HTTPException):
                     self.failed.append(worker)
 
@@ -204,12 +205,18 @@ class Loads:
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    """Two workers with a repository of their own."""
-    folder = tmp_path_factory.mktemp("workers")
-    publish_toy(folder / "root")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository for the workers alone."""
+    found = tmp_path_factory.mktemp("workers") / "root"
+    publish_toy(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def workers(root: Path) -> Iterator[Workers]:
+    """Two workers, who go through the tests of this module one after the other."""
     limits = {"DINSERVE_MAX_BODY_BYTES": "1000", "DINSERVE_BREAKER_FAILURES": "1"}
-    with Workers(folder / "root", folder / "log", "--runs", "3", **limits) as running:
+    with Workers(root, root.parent / "log", "--runs", "3", **limits) as running:
         yield running
 
 
@@ -310,88 +317,97 @@ def test_the_encoder_looks_ids_up_in_the_mapped_arrays(repository: Path) -> None
         assert not array.flags.writeable
 
 
-def test_a_killed_worker_is_replaced_while_requests_go_on(tmp_path: Path) -> None:
+def kill(service: Workers, pid: int) -> Callable[[], str]:
+    """Kill a worker, and wait until its supervisor knows; gives the log from then on."""
+    before = len(service.logs())
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: "exit code is -9" in service.logs()[before:])
+    return lambda: service.logs()[before:]
+
+
+def test_a_killed_worker_is_replaced_while_requests_go_on(workers: Workers) -> None:
     """Only requests on its own connections fail; counters stay, and a new process takes over."""
-    publish_toy(tmp_path / "root")
-    with Workers(tmp_path / "root", tmp_path / "log") as service, ExitStack() as opened:
-        doomed, other = (each.pid for each in service.one_of_each(opened))
-        with Loads(service) as loads:
-            os.kill(doomed, signal.SIGKILL)
-            until(lambda: "exit code is -9" in service.logs())
+    with ExitStack() as opened:
+        doomed, other = (each.pid for each in workers.one_of_each(opened))
+        before = workers.metric("dinserve_requests_total")
+        with Loads(workers) as loads:
+            kill(workers, doomed)
             loads.go_on()
-            until(lambda: service.metric("dinserve_ready") == 2)
+            until(lambda: workers.metric("dinserve_ready") == 2)
             loads.go_on()
         failed = [pid for each in loads.callers for pid in each.failed]
         assert failed.count(doomed) == len(failed) <= len(loads.callers)
         answered = sum(each.answers for each in loads.callers)
-        assert answered <= service.metric("dinserve_requests_total") <= answered + len(failed)
-        after = {each.pid for each in service.one_of_each(opened)}
+        counted = workers.metric("dinserve_requests_total") - before
+        assert answered <= counted <= answered + len(failed)
+        after = {each.pid for each in workers.one_of_each(opened)}
         assert other in after
         assert doomed not in after
 
 
-def test_a_replacement_takes_no_connection_before_it_has_a_model(tmp_path: Path) -> None:
+def test_a_replacement_takes_no_connection_before_it_has_a_model(
+    workers: Workers, root: Path
+) -> None:
     """Where its first look finds none, a new worker waits as long as another serves."""
-    root = tmp_path / "root"
-    publish_toy(root)
-    with Workers(root, tmp_path / "log") as service, ExitStack() as opened:
-        doomed, other = (each.pid for each in service.one_of_each(opened))
-        root.rename(tmp_path / "elsewhere")
-        os.kill(doomed, signal.SIGKILL)
-        until(lambda: "exit code is -9" in service.logs())
-        [number] = re.findall(r"worker (\d) ended", service.logs())
+    with ExitStack() as opened:
+        doomed, other = (each.pid for each in workers.one_of_each(opened))
+        elsewhere = root.rename(root.with_name("elsewhere"))
+        logs = kill(workers, doomed)
+        [number] = re.findall(r"worker (\d) ended", logs())
         looked = f'"worker": {number}, "message": "no new version'
-        until(lambda: looked in service.logs().partition("exit code is -9")[2])
+        until(lambda: looked in logs().partition("exit code is -9")[2])
         for _ in range(6):
-            with service.open() as connection:
+            with workers.open() as connection:
                 assert connection.pid == other
                 assert connection.score()["version"] == 1
                 assert connection.metrics()["dinserve_ready"] == 1
-        (tmp_path / "elsewhere").rename(root)
-        assert doomed not in {each.pid for each in service.one_of_each(opened)}
+        elsewhere.rename(root)
+        assert doomed not in {each.pid for each in workers.one_of_each(opened)}
 
 
-def test_all_workers_take_a_new_version_and_no_request_fails(tmp_path: Path) -> None:
+def test_all_workers_take_a_new_version_and_no_request_fails(workers: Workers, root: Path) -> None:
     """After a publish both serve the new version; the metric says so once the last one does."""
-    root = tmp_path / "root"
-    publish_toy(root)
-    with Workers(root, tmp_path / "log") as service, ExitStack() as opened:
-        connections = service.one_of_each(opened)
-        with Loads(service) as loads:
+    with ExitStack() as opened:
+        connections = workers.one_of_each(opened)
+        before = workers.metric("dinserve_model_swaps_total")
+        with Loads(workers) as loads:
             publish_toy(root, bias=2.0)
-            until(lambda: service.metric("dinserve_model_version") == 2)
+            until(lambda: workers.metric("dinserve_model_version") == 2)
             assert [each.score()["version"] for each in connections] == [2, 2]
             loads.go_on()
         assert [each.failed for each in loads.callers] == [[]] * len(loads.callers)
         assert {version for each in loads.callers for version in each.versions} == {1, 2}
-        assert service.metric("dinserve_model_swaps_total") == 4
+        assert workers.metric("dinserve_model_swaps_total") == before + 2
 
 
-def test_all_workers_follow_the_labels(tmp_path: Path) -> None:
+def test_all_workers_follow_the_labels(workers: Workers, root: Path) -> None:
     """Every worker puts a user on the same side; the metrics tell one canary, not a sum, and it is
     gone once the last worker gave it up. A label that none can follow is counted by worker."""
-    root = tmp_path / "root"
-    for bias in range(3):
-        publish_toy(root, bias=float(bias))
     labels = LabelFile(Repository(root, "toy"), by="test")
-    labels.promote(1)
-    with Workers(root, tmp_path / "log") as service, ExitStack() as opened:
-        connections = service.one_of_each(opened)
-        labels.start_canary(2, 1.0)
-        until(lambda: [each.score()["version"] for each in connections] == [2, 2])
-        assert service.metric("dinserve_label_version") == 2
-        assert service.metric("dinserve_label_share") == 1
-        assert service.metric("dinserve_model_version") == 1
+    with ExitStack() as opened:
+        connections = workers.one_of_each(opened)
+
+        def serve(version: int) -> bool:
+            return [each.score()["version"] for each in connections] == [version, version]
+
+        stable = connections[0].score()["version"]
+        labels.promote(stable)
+        canary, broken = (publish_toy(root, bias=bias) for bias in (3.0, 4.0))
+        labels.start_canary(canary, 1.0)
+        until(lambda: serve(canary))
+        assert workers.metric("dinserve_label_version") == canary
+        assert workers.metric("dinserve_label_share") == 1
+        assert workers.metric("dinserve_model_version") == stable
         labels.stop_canary()
-        until(lambda: [each.score()["version"] for each in connections] == [1, 1])
-        until(lambda: service.metric("dinserve_label_version") == 0)
-        graph = root / "toy" / "3" / "model.onnx"
+        until(lambda: serve(stable))
+        until(lambda: workers.metric("dinserve_label_version") == 0)
+        graph = root / "toy" / str(broken) / "model.onnx"
         graph.write_bytes(graph.read_bytes()[:-1])
-        labels.promote(3)
-        until(lambda: service.metric("dinserve_labels_broken") == 2)
-        assert [each.score()["version"] for each in connections] == [1, 1]
+        labels.promote(broken)
+        until(lambda: workers.metric("dinserve_labels_broken") == 2)
+        assert serve(stable)
         labels.rollback()
-        until(lambda: service.metric("dinserve_labels_broken") == 0)
+        until(lambda: workers.metric("dinserve_labels_broken") == 0)
 
 
 def test_stopped_workers_finish_what_they_began(tmp_path: Path) -> None:

@@ -21,7 +21,11 @@ from training.tables import prepare
 
 # Its sockets are closed when they are collected, not when the session stops.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-CONF = "--conf spark.sql.shuffle.partitions=2 --conf spark.ui.enabled=false pyspark-shell"
+# What compiles the longest pays where a query runs for long, and here none does.
+CONF = (
+    "--conf spark.sql.shuffle.partitions=2 --conf spark.ui.enabled=false "
+    '--driver-java-options "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC" pyspark-shell'
+)
 
 
 @pytest.fixture(scope="module")
