@@ -63,7 +63,7 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash . && chmod -R a+r
 FROM service-source AS training-source
 COPY model model
 COPY training training
-COPY deploy/first-model.sh deploy/retrain-nightly.sh deploy/
+COPY deploy/job.sh deploy/first-model.sh deploy/retrain-nightly.sh deploy/
 RUN python -m compileall -q --invalidation-mode unchecked-hash . && chmod -R a+rX .
 
 # What all targets say of themselves. No RUN may follow: it would run anew with each revision.

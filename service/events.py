@@ -204,7 +204,8 @@ class EventLog:
         ]
         kept, unit = KEPT * schema.history_length, _MILLISECONDS[schema.ts_unit]
         given: list[Any] = [codec.width, kept, self._horizon_ms, self._limit, user, unit]
-        given += [codec.action, codec.layout, codec.described, 1000 * LAYOUTS_SECONDS]
+        lasting = max(1000 * LAYOUTS_SECONDS, self._horizon_ms)
+        given += [codec.action, codec.layout, codec.described, lasting]
         for event, record in events.values():
             payload = orjson.dumps(dump(event))
             given += [event.ts, record, event.key.to_bytes(8, "little"), payload]

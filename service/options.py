@@ -32,5 +32,5 @@ def settings_of(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CommandError(f"{field}: {first['msg']}") from None
+        field = ".".join(str(part) for part in first["loc"])  # "" where it is about several
+        raise CommandError(": ".join(filter(None, (field, first["msg"])))) from None

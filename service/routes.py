@@ -36,7 +36,7 @@ from service.scorer import Scorer
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.traces import trace_of
-from service.wire import Form, ProblemDocument, read_json
+from service.wire import Form, ProblemDocument, read_parts
 
 _SCORES = ("/score", "/score/columns")
 _SCORED = "Scores in the order of the candidates"
@@ -198,9 +198,10 @@ def _media_type(declared: bytes | None, *expected: str) -> str:
 
 
 async def json_body(request: Request, settings: Settings) -> Any:
-    """The value of a JSON body. Raises `NotJson` and what `read_body` and `read_json` raise."""
+    """The value of a JSON body, as `read_parts` has it. Raises `NotJson` and what `read_body` and
+    `read_parts` raise."""
     _media_type(header(request.scope, b"content-type"), JSON)
-    return read_json(await read_body(request.scope, request.receive, settings))
+    return read_parts(await read_body(request.scope, request.receive, settings))
 
 
 async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:

@@ -14,6 +14,14 @@ FUTURE_MS = 60_000
 # What APPEND says of each event.
 DUPLICATE, ACCEPTED, ERASED, FULL = 0, 1, -1, -2
 
+# What is known of a layout lives no shorter than any history of it, whoever wrote that.
+_TELL = """
+local function tell(layouts, layout, fields, ttl)
+  redis.call('HSET', layouts, layout, fields)
+  if redis.call('PTTL', layouts) < tonumber(ttl) then redis.call('PEXPIRE', layouts, ttl) end
+end
+"""
+
 # KEYS: history, seen, log, erased, layouts. ARGV: bytes of a record, records to keep, time to live
 # (ms), entries that the log may hold, user, ms per unit of ts, the place of the action in a record
 # (0: it has none), the layout, its fields, their time to live (ms); then for each event its ts, its
@@ -23,7 +31,7 @@ DUPLICATE, ACCEPTED, ERASED, FULL = 0, 1, -1, -2
 # than all of a full history is logged alone. What may have been sent before an erasure, by a clock
 # that is ahead, is refused after it.
 APPEND = (
-    f"local KEEP, DUPLICATE, ACCEPTED = {8 * SEEN}, {DUPLICATE}, {ACCEPTED}\n"
+    f"{_TELL}local KEEP, DUPLICATE, ACCEPTED = {8 * SEEN}, {DUPLICATE}, {ACCEPTED}\n"
     f"local ERASED, FULL, FUTURE = {ERASED}, {FULL}, {FUTURE_MS}\n"
     """
 local width, kept, ttl = tonumber(ARGV[1]), ARGV[1] * ARGV[2], ARGV[3]
@@ -101,8 +109,7 @@ end
 parts[1] = string.sub(history, 1, stop)
 local merged = string.sub(table.concat(parts, '', 1, 2 * #new + 1), -kept)
 if merged ~= history then
-  redis.call('HSET', KEYS[5], ARGV[8], ARGV[9])
-  redis.call('PEXPIRE', KEYS[5], ARGV[10])
+  tell(KEYS[5], ARGV[8], ARGV[9], ARGV[10])
   redis.call('SET', KEYS[1], merged, 'PX', ttl)
 end
 if logged then
@@ -112,6 +119,30 @@ end
 return found
 """
 )
+
+# KEYS: layouts. ARGV: a layout, its fields, their time to live (ms). The layouts that are known,
+# this one among them.
+TELL = (
+    _TELL
+    + """
+tell(KEYS[1], unpack(ARGV))
+return redis.call('HKEYS', KEYS[1])
+"""
+)
+
+# KEYS: erased, the key, other keys of the same in another form. ARGV: value, time to live (ms),
+# whether to replace what is there (1, else 0). Whether it was stored: nothing is of a user who was
+# erased, and nothing beside what the user has already.
+LOAD = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if ARGV[3] == '1' then
+  redis.call('DEL', unpack(KEYS, 2))
+elseif redis.call('EXISTS', unpack(KEYS, 2)) > 0 then
+  return 0
+end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
 
 # KEYS: log, erased. ARGV: user, payload, when it happened (ms), time to live (ms), entries that the
 # log may hold. What APPEND says, and as there what may be from before an erasure is refused after.

@@ -106,7 +106,9 @@ class Settings(BaseSettings):
     history_days: int = Field(
         90, ge=1, le=3650, description="how old an event may be; time to live of histories and logs"
     )
-    erased_days: int = Field(400, ge=1, le=3650, description="time to live of tombstones")
+    erased_days: int = Field(
+        400, ge=1, le=3650, description="time to live of tombstones; at least DINSERVE_HISTORY_DAYS"
+    )
     event_timeout_ms: float = Field(3000.0, gt=0, le=60_000, description="of each write to Redis")
     log_share: float = Field(
         0.0, ge=0, le=1, description="of the answered requests that are logged, by their id's hash"
@@ -127,6 +129,16 @@ class Settings(BaseSettings):
     def _of_a_store(cls, url: str) -> str:
         StoreUrl.parse(url)
         return url
+
+    @model_validator(mode="after")
+    def _stays_erased(self) -> Self:
+        if self.erased_days < self.history_days:
+            raise ValueError(
+                f"DINSERVE_ERASED_DAYS ({self.erased_days}) has to be at least "
+                f"DINSERVE_HISTORY_DAYS ({self.history_days}): events from before an erasure could "
+                "come back once its tombstone has gone"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ends_in_time(self) -> Self:

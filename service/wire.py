@@ -177,16 +177,27 @@ def read_json(body: bytes) -> Any:
 
     Raises `Malformed` and `Invalid`.
     """
-    # orjson makes floats of integers over 64 bits; they must not pass as numbers.
-    suspect = _LONG_NUMBER in body.translate(_DIGITS)
     try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        _find_refused(body)
+        return _plain(body)
+    except ValueError:
+        value = _in_full(body)
+    try:
+        _walk(value, ())
+    except RecursionError:
         raise Malformed(_NO_JSON, _BODY) from None
-    if suspect:
-        _find_refused(body)
     return value
+
+
+def read_parts(body: bytes) -> Any:
+    """The same of a body whose parts are refused each by itself, not all for one: lone surrogates
+    and in place of other numbers objects that no check lets pass stand in the value.
+
+    Raises `Malformed`.
+    """
+    try:
+        return _plain(body)
+    except ValueError:
+        return _in_full(body)
 
 
 class _Refused:
@@ -196,14 +207,20 @@ class _Refused:
         self.expected = expected
 
 
-def _find_refused(body: bytes) -> None:
-    """Raise `Invalid` for the first NaN, overflow, long integer or lone surrogate of a body.
+def _plain(body: bytes) -> Any:
+    """The value of a body in which nothing is to be refused. Raises ValueError."""
+    # orjson makes floats of integers over 64 bits; they must not pass as numbers.
+    if _LONG_NUMBER in body.translate(_DIGITS):
+        raise ValueError("a long number")
+    return orjson.loads(body)
 
-    Python's own parser reads what orjson refuses as a whole, so that the field can be named.
-    """
+
+def _in_full(body: bytes) -> Any:
+    """The value of a body that orjson may refuse as a whole, with `_Refused` numbers in it, so that
+    the field can be named: Python's own parser reads it. Raises `Malformed`."""
     try:
-        value = json.loads(
-            body,
+        return json.loads(
+            body.decode(errors="surrogatepass"),  # bytes might be taken for UTF-16 or -32
             parse_constant=lambda text: _Refused("a finite number"),
             parse_float=lambda text: (
                 number if math.isfinite(number := float(text)) else _Refused("a finite number")
@@ -214,7 +231,6 @@ def _find_refused(body: bytes) -> None:
                 else _Refused("an integer of at most 64 bits")
             ),
         )
-        _walk(value, ())
     except (ValueError, RecursionError):
         raise Malformed(_NO_JSON, _BODY) from None
 

@@ -22,7 +22,7 @@ from model.contract.ids import key
 
 PARTITIONS = 64
 LAYOUTS_SECONDS = 400 * 24 * 3600
-"""Time to live of what is known of layouts: longer than that of any history."""
+"""Time to live of what is known of layouts, unless histories live longer: then theirs."""
 
 
 def partition(user: str) -> int:

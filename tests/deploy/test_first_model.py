@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from model.contract.repository import Repository
-from tests.deploy.test_schedules import stub
+from tests.deploy.test_schedules import stopped, stub
 from tests.support import ROOT, publish_toy, running_redis
 
 SCRIPT = ROOT / "deploy/first-model.sh"
@@ -20,17 +20,9 @@ SCRIPT = ROOT / "deploy/first-model.sh"
 
 def first_model(folder: Path, given: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run the job on folders of its own."""
-    for name in ("repository", "logs", "data"):
-        (folder / name).mkdir(exist_ok=True)
     python = Path(sys.executable).parent
-    environment = {
-        **os.environ,
-        "PATH": f"{python}:{os.environ['PATH']}",
-        "DINSERVE_REPOSITORY": str(folder / "repository"),
-        "LOGS": str(folder / "logs"),
-        "DATA": str(folder / "data"),
-        **given,
-    }
+    path = f"{python}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, **folders(folder), **given}
     return subprocess.run(
         ["/bin/sh", str(SCRIPT)],
         cwd=ROOT,
@@ -62,6 +54,14 @@ def test_an_empty_repository_gets_a_model_and_redis_its_histories_once(tmp_path:
         assert "nothing to train" in second.stderr
         assert client.get(histories[0]) == b"what came since"
         assert Repository(tmp_path / "repository", "synthetic").versions() == [1]
+
+
+def folders(folder: Path) -> dict[str, str]:
+    """The folders that the job works on, and how it is told of them."""
+    named = {"DINSERVE_REPOSITORY": "repository", "LOGS": "logs", "DATA": "data"}
+    for name in named.values():
+        (folder / name).mkdir(exist_ok=True)
+    return {variable: str(folder / name) for variable, name in named.items()}
 
 
 @pytest.mark.parametrize(
@@ -130,3 +130,16 @@ def test_a_version_of_ones_own_is_left_alone(tmp_path: Path) -> None:
     ended = first_model(tmp_path, {"DINSERVE_REDIS_URL": "redis://127.0.0.1:1/0"})
     assert (ended.returncode, "no histories to load" in ended.stderr) == (0, True)
     assert [path.name for path in (tmp_path / "repository").iterdir()] == ["toy"]
+
+
+@pytest.mark.parametrize(("code", "expected"), [(1, 1), (0, 143)])
+def test_a_stop_reaches_the_job_at_work_and_no_other_begins(
+    tmp_path: Path, code: int, expected: int
+) -> None:
+    """Also when that one ended well, as one does that was almost done."""
+    base = tmp_path / "logs/base"
+    base.mkdir(parents=True)
+    (base / "schema.toml").touch()
+    assert stopped(tmp_path, ["/bin/sh", str(SCRIPT)], code, **folders(tmp_path)) == expected
+    fit = f"-m training fit --data {base} --out {tmp_path / 'logs/.first-model'}"
+    assert (tmp_path / "log").read_text() == f"{fit}\ntold\n"

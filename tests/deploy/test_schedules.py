@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def test_the_cron_job_takes_nothing_new_for_a_success(
 ) -> None:
     """Its shell passes options and exit codes on; that of a refusal ends the Job."""
     program = stub(tmp_path, "python", f'echo "$@"; exit {code}')
-    shell = [*listed(CRONJOB, "command"), "--repository", "a folder"]
+    shell = [*cron_job(), "--repository", "a folder"]
     ended = subprocess.run(shell, env=program, capture_output=True, text=True, check=False)
     assert ended.returncode == expected
     assert ended.stdout == "-m training retrain --repository a folder\n"
@@ -117,25 +119,62 @@ def test_nights_follow_one_another_whatever_comes_of_them(tmp_path: Path) -> Non
         assert log.read_text() == night * 3
 
 
-def test_a_stop_reaches_the_job_and_waits_for_it(tmp_path: Path) -> None:
-    """Which releases its lease before the loop ends."""
-    log, began = tmp_path / "log", tmp_path / "began"
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (10, 10), (11, 0), (12, 12)])
+def test_a_stop_reaches_the_cron_jobs_job_and_waits_for_it(
+    tmp_path: Path, code: int, expected: int
+) -> None:
+    """As when its pod is evicted: the job releases its lease, and its exit code still counts."""
+    assert stopped(tmp_path, cron_job(), code) == expected
+    assert (tmp_path / "log").read_text() == "-m training retrain\ntold\n"
+
+
+def test_a_stop_reaches_the_nights_job_and_ends_the_loop(tmp_path: Path) -> None:
+    """After the job has released its lease; whatever comes of it."""
+    stub(tmp_path, "sleep", "exit 0")
+    assert stopped(tmp_path, ["/bin/sh", str(NIGHTLY)], 1) == 0
+    assert (tmp_path / "log").read_text() == "-m training retrain\ntold\n"
+
+
+def test_a_stop_ends_the_wait_for_the_night(tmp_path: Path) -> None:
+    """There is no job then, and none begins."""
+    began = tmp_path / "began"
     os.mkfifo(began)
-    program = stub(tmp_path, "sleep", "exit 0")
-    # As the job does: it is told, cleans up, and ends.
-    body = f"trap 'echo released >> {log}; exit 1' TERM; echo > {began}; while :; do read _; done"
-    stub(
-        tmp_path, "python", f"exec 3<>{tmp_path / 'never'}; {body.replace('read _', 'read _ <&3')}"
-    )
-    os.mkfifo(tmp_path / "never")
-    process = subprocess.Popen(["/bin/sh", str(NIGHTLY)], env=program)
+    stub(tmp_path, "sleep", f"echo > {began}; exec /bin/sleep 1000")
+    program = stub(tmp_path, "python", f"echo > {tmp_path / 'log'}")
+    with subprocess.Popen(["/bin/sh", str(NIGHTLY)], env=program) as process:
+        began.read_text()
+        process.terminate()
+        assert process.wait(60) == 0
+    assert not (tmp_path / "log").exists()
+
+
+def cron_job() -> list[str]:
+    """The manifest's command, with the image's folder where it is here."""
+    return [word.replace("/app/", f"{ROOT}/") for word in listed(CRONJOB, "command")]
+
+
+def stopped(folder: Path, command: list[str], code: int, **environment: str) -> int:
+    """The exit code of a script that is told to end while its job is at work, which then cleans up
+    and ends with ``code``. The job notes in ``log`` what it is and that it was told."""
+    log, began, never = folder / "log", folder / "began", folder / "never"
+    os.mkfifo(began)
+    os.mkfifo(never)
+    job = f"""
+exec 3<> {never}
+trap 'echo told >> {log}; exit {code}' TERM
+echo "$@" >> {log}
+echo > {began}
+while :; do read _ <&3; done
+"""
+    program = {**stub(folder, "python", job), **environment}
+    process = subprocess.Popen(command, env=program, start_new_session=True)
     try:
         began.read_text()  # waits for the job
         process.terminate()
-        assert process.wait(60) == 0
-        assert log.read_text() == "released\n"
+        return process.wait(60)
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a job that was left behind, too
         process.wait()
 
 

@@ -272,6 +272,17 @@ def test_every_key_has_a_time_to_live(client: Any, redis_url: str, encoder: Enco
     assert found[erased_key("din", "v")] > 90 * DAY_MS
 
 
+def test_what_is_known_of_a_layout_lives_as_long_as_its_histories(
+    client: Any, redis_url: str, encoder: Encoder
+) -> None:
+    """Also where they live longer than it otherwise would, and another service keeps them less."""
+    place = layouts_key("din", partition("u"))
+    append(redis_url, encoder, event(0), horizon_ms=3650 * DAY_MS)
+    append(redis_url, encoder, event(-1))
+    assert client.pttl(place) > 3649 * DAY_MS
+    assert client.pttl(place) > client.pttl(history_key("din", "u", encoder.schema.layout))
+
+
 def test_a_user_is_forgotten_in_every_layout_and_in_the_log(
     client: Any, redis_url: str, encoder: Encoder
 ) -> None:

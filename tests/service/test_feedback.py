@@ -136,13 +136,66 @@ def test_a_body_that_is_no_event_is_a_problem(
     assert not client.keys("din:{*")
 
 
+SOUND = b'{"user_id": "w", "item_id": "i1", "action": "click", "ts": TS}'
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        (SOUND.replace(b'"w"', b'"w\\ud83d"'), "user_id"),
+        (SOUND.replace(b'"i1"', b'"\\ude00"'), "item_id"),
+        (SOUND.replace(b'"i1"', b'"\xed\xa0\x80"'), "item_id"),
+        (SOUND.replace(b'"i1"', b"18446744073709551616"), "item_id"),
+        (SOUND.replace(b'"i1"', b"1" + b"0" * 5000), "item_id"),
+        (SOUND.replace(b'"click"', b'"click\\ud800"'), "action"),
+        (SOUND.replace(b"TS", b"-9223372036854775809"), "ts"),
+        (SOUND.replace(b"TS", b"NaN"), "ts"),
+        (SOUND.replace(b"}", b', "rating": 1267650600228229401496703205376}'), "rating"),
+        (SOUND.replace(b"}", b', "price": 1e400}'), "price"),
+        (SOUND.replace(b"}", b', "genre": ["noir", "\\udfff"]}'), "genre"),
+        (SOUND.replace(b"}", b', "request_id": "r\\ud800"}'), "request_id"),
+        (SOUND.replace(b"}", b', "query": "caf\\ud83d"}'), "event"),
+        (SOUND.replace(b"}", b', "query": {"deep": Infinity}}'), "event"),
+        (SOUND.replace(b"}", b', "caf\\ud83d": 1}'), "event"),
+        (b"99999999999999999999", "event"),
+        (b'"\\ud800"', "event"),
+    ],
+)
+def test_an_event_that_can_not_be_read_harms_no_other(
+    part: bytes, field: str, client: Any, logging_service: Service
+) -> None:
+    """It is refused by itself and named; who sends all again gets on."""
+    ids = (b'"u"', b'"v"', b"9223372036854775808")
+    now = str(int(time.time())).encode()
+    sound = [SOUND.replace(b'"w"', each) for each in ids]
+    body = b'{"events": [%b]}' % b",".join([*sound[:1], part, *sound[1:]]).replace(b"TS", now)
+    for status in ("accepted", "duplicate"):
+        answer = logging_service.client.post(
+            "/events", content=body, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 200
+        found = answer.json()["results"]
+        assert [each["status"] for each in found] == [status, "refused", status, status]
+        assert found[1]["field"] == field
+        assert found[1]["reason"].startswith("expected ")
+    assert len(entries(client, "9223372036854775808", 1)) >= 1
+    asked = {"user_id": 9223372036854775808, "candidates": ["i1"]}
+    assert logging_service.score(**asked).json()["history_length"] == 1
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "status"),
     [
         (b'{"user_id": NaN}', "application/json", 422),
         (b'{"ts": 1e400}', "application/json", 422),
         (b'{"user_id": "\\ud800"}', "application/json", 422),
+        (b'{"events": NaN}', "application/json", 422),
+        (b'{"events": [], "\\ud800": 1}', "application/json", 422),
+        (b"18446744073709551616", "application/json", 422),
         (b"{", "application/json", 400),
+        (b'{"events": [{"user_id": "\xff"}]}', "application/json", 400),
+        ('{"user_id": "u"}'.encode("utf-16"), "application/json", 400),
+        (b'{"events": [' + b"[" * 5000 + b"]" * 5000 + b"]}", "application/json", 400),
         (b"{}", "text/plain", 415),
         (b" " * (2**20 + 1), "application/json", 413),
     ],
@@ -150,7 +203,7 @@ def test_a_body_that_is_no_event_is_a_problem(
 def test_hostile_bodies_are_problems(
     content: bytes, kind: str, status: int, logging_service: Service
 ) -> None:
-    """As strict as a score's."""
+    """Where it is not one event of several, as strict as a score's."""
     answer = logging_service.client.post("/events", content=content, headers={"content-type": kind})
     assert problem(answer)["status"] == status
 

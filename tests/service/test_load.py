@@ -5,24 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import polars as pl
 import pytest
 from redis import Redis
+from redis.client import Pipeline
 
 from model.contract.encode import Encoder
 from model.contract.history import KEPT, HistoryCodec
+from model.contract.ids import MISSING
 from model.contract.schema import Schema
 from model.contract.store import (
     LAYOUTS_SECONDS,
-    PARTITIONS,
     erased_key,
     history_key,
     layouts_key,
+    partition,
     profile_key,
 )
 from service import load
-from tests.support import free_port
+from tests.service.test_events import with_log
+from tests.support import TOY, free_port
 
 EVENTS = {
     "user_id": ["b", "a", "a", "a", "a", "b"],
@@ -46,8 +50,9 @@ def stored(url: str, folder: Path, schema: Schema) -> dict[str, bytes]:
     with Redis.from_url(url) as client:
         keys = sorted(client.keys())
         assert all(0 < client.ttl(key) <= LAYOUTS_SECONDS for key in keys)
-        layouts = [layouts_key("din", at).encode() for at in range(PARTITIONS)]
+        layouts = {layouts_key("din", partition(user)).encode() for user in "abc1"} & set(keys)
         described = {schema.layout.encode(): HistoryCodec.of(schema).described.encode()}
+        assert layouts
         assert all(client.hgetall(key) == described for key in layouts)
         found = {key.decode(): client.get(key) for key in keys if key not in layouts}
         assert all(client.ttl(key) <= load.TIME_TO_LIVE for key in found)
@@ -143,8 +148,8 @@ def test_what_is_missing_is_named(tmp_path: Path, schema: Schema) -> None:
     """A folder without logs, or logs without a column, is one clear error."""
     with pytest.raises(load.LoadError, match=r"events\.parquet"):
         load.read(tmp_path, schema)
-    write_logs(tmp_path, {name: values for name, values in EVENTS.items() if name != "rating"})
-    with pytest.raises(load.LoadError, match="rating"):
+    write_logs(tmp_path, {name: values for name, values in EVENTS.items() if name != "item_id"})
+    with pytest.raises(load.LoadError, match="item_id"):
         load.read(tmp_path, schema)
     (tmp_path / "events.parquet").write_bytes(b"no parquet")
     with pytest.raises(load.LoadError, match=r"events\.parquet"):
@@ -181,3 +186,94 @@ def test_what_users_have_stays_and_who_was_erased_stays_so(
         load.write(load.read(folder, schema), schema, redis_url, prefix="din", replace=True)
         assert client.get(of_a) != b"from events"
         assert not client.exists(history_key("din", "b", schema.layout), profile_key("din", "b"))
+
+
+def test_who_is_erased_at_any_moment_stays_so(
+    redis_url: str, tmp_path: Path, schema: Schema, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each round trip of the loading once: no key of the user is left."""
+    histories = load.read(write_logs(tmp_path), schema)
+    codec, execute = HistoryCodec.of(schema), Pipeline.execute
+    trips = 0
+
+    def erasing(self: Any) -> Any:
+        nonlocal trips
+        if trips == moment:
+            with_log(redis_url, lambda log: log.erase("a", codec))
+        trips += 1
+        return execute(self)
+
+    monkeypatch.setattr(Pipeline, "execute", erasing)
+    moment = 0
+    while trips >= moment:
+        trips = 0
+        with Redis.from_url(redis_url) as client:
+            client.flushall()
+            load.write(histories, schema, redis_url, prefix="din")
+            assert client.exists(history_key("din", "b", schema.layout))
+            left = [history_key("din", "a", schema.layout), profile_key("din", "a")]
+            assert trips <= moment or not client.exists(*left)
+        moment += 1
+    assert moment > 2
+
+
+def test_a_history_in_an_older_layout_is_the_users_history(
+    redis_url: str, tmp_path: Path, schema: Schema
+) -> None:
+    """Loaded again after the schema's behaviour fields changed nothing is doubled; --replace leaves
+    the new one alone."""
+    folder = write_logs(tmp_path)
+    other = Schema.parse(TOY.replace('[[behaviour]]\nname = "rating"\n', ""))
+    old, new = (history_key("din", "a", each.layout) for each in (schema, other))
+    stored(redis_url, folder, schema)
+    with Redis.from_url(redis_url) as client:
+        assert load.write(load.read(folder, other), other, redis_url, prefix="din") == 0
+        assert client.exists(old)
+        assert not client.exists(new)
+        replaced = load.write(
+            load.read(folder, other), other, redis_url, prefix="din", replace=True
+        )
+        assert replaced == 5  # two histories, three profiles
+        assert client.exists(new)
+        assert not client.exists(old)
+        assert orjson.loads(client.get(profile_key("din", "a"))) == {"gender": "F", "income": 12.5}
+
+
+def test_fields_that_the_logs_lack_are_missing(
+    redis_url: str, tmp_path: Path, encoder: Encoder
+) -> None:
+    """Those of a newer schema than the logs were prepared for."""
+    newer = """
+[[behaviour]]
+name = "rating"
+
+[[behaviour]]
+name = "device"
+
+[[behaviour]]
+name = "dwell"
+kind = "number"
+boundaries = [1.0]
+"""
+    user = '[[user]]\nname = "city"\n'
+    schema = Schema.parse(TOY.replace('[[behaviour]]\nname = "rating"\n', newer) + user)
+    found = stored(redis_url, write_logs(tmp_path), schema)
+    data = found[history_key("din", "b", schema.layout)]
+    records = HistoryCodec.of(schema).unpack(data)
+    expected = encoder.records([{"item_id": "i1", "ts": 7, "rating": "1"}])
+    assert records[["ts", "item_id", "rating"]][:1].tolist() == expected.tolist()
+    assert records["device"].tolist() == [MISSING, MISSING]
+    assert np.isnan(records["dwell"]).all()
+    assert orjson.loads(found[profile_key("din", "b")]) == {"income": 3.0}
+
+
+def test_what_is_known_of_a_layout_lives_as_long_as_its_histories(
+    redis_url: str, tmp_path: Path, schema: Schema
+) -> None:
+    """Whoever wrote the last one, and for however long."""
+    histories = load.read(write_logs(tmp_path), schema)
+    place = layouts_key("din", partition("a"))
+    with Redis.from_url(redis_url) as client:
+        for seconds in (3 * LAYOUTS_SECONDS, load.TIME_TO_LIVE):
+            load.write(histories, schema, redis_url, prefix="din", seconds=seconds, replace=True)
+            assert client.ttl(place) > 2 * LAYOUTS_SECONDS
