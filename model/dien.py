@@ -53,15 +53,15 @@ class Evolution(Ordered):
         weight = self.attention(h, q, age >= 0)
         return self.evolution(given, weight), weight
 
-    def learn(self, code: Tensor, row: Tensor, e: Tensor) -> None:
+    def learn(self, code: Tensor, row: Tensor, e: Tensor, item: Tensor) -> None:
         if self.auxiliary:
-            self._losses.append(auxiliary_losses(code[..., : self.width], row, e))
+            self._losses.append(auxiliary_losses(code[..., : self.width], row, e, item))
 
     def loss(self) -> Tensor | None:
         """The auxiliary loss of the last training forward, weighted; it is handed over once.
 
         It is the mean over all steps of all views, where the paper adds up each history's; 0 where
-        no behaviour follows another.
+        no behaviour follows another, or all are of one item.
         """
         found, self._losses = self._losses, []
         if not found:
@@ -96,18 +96,37 @@ class AUGRU(nn.Module):
         return h
 
 
-def auxiliary_losses(h: Tensor, row: Tensor, e: Tensor) -> Tensor:
+def auxiliary_losses(h: Tensor, row: Tensor, e: Tensor, item: Tensor) -> Tensor:
     """How badly states h (G, T, D) tell the next behaviour from another (section 4.2, equation 6).
 
     ``-log sigmoid(h_t . e_{t+1}) - log(1 - sigmoid(h_t . e'_{t+1}))`` of each step (S,). row (G, T)
-    tells which of all behaviours e (B, D) each one is, B where there is none; e' is another of all,
-    each as likely.
+    tells which of all behaviours e (B, D) each one is, B where there is none, and item (B,) what
+    each is of; e' is one of all that are of another item, each as likely. A step without any is
+    left out.
     """
     follows = row[:, 1:] < len(e)
     positive = row[:, 1:][follows]
-    apart = torch.randint(1, max(len(e), 2), positive.shape)
-    negative = (positive + apart) % max(len(e), 1)
-    state = h[:, :-1][follows]
+    negative = _negatives(positive, item)
+    found = item[negative] != item[positive]
+    positive, negative, state = positive[found], negative[found], h[:, :-1][follows][found]
     right = (state * e.index_select(0, positive)).sum(-1)
     wrong = (state * e.index_select(0, negative)).sum(-1)
     return nn.functional.softplus(-right) + nn.functional.softplus(wrong)
+
+
+def _negatives(positive: Tensor, item: Tensor) -> Tensor:
+    """For each behaviour ``positive`` (S,) one of another item, of the same item if all are.
+
+    It is drawn from all others; where that has the same item, from those that have not.
+    """
+    apart = torch.randint(1, max(len(item), 2), positive.shape)
+    negative = (positive + apart) % max(len(item), 1)
+    same = item[negative] == item[positive]
+    if same.any():
+        items, order = item.sort(stable=True)
+        alike = item[positive[same]]
+        first, end = (torch.searchsorted(items, alike, right=right) for right in (False, True))
+        others = len(item) - (end - first)
+        beyond = (torch.rand(len(alike), dtype=torch.float64) * others).long()
+        negative[same] = order[(end + beyond) % len(item)]
+    return negative

@@ -37,10 +37,11 @@ class Ordered(nn.Module, ABC):
         age (G, T): how many behaviours came after each, below 0 where a candidate sees none.
         """
 
-    def learn(self, code: Tensor, row: Tensor, e: Tensor) -> None:
+    def learn(self, code: Tensor, row: Tensor, e: Tensor, item: Tensor) -> None:
         """What a training step takes from codes (G, ...) beside the candidates' labels: nothing.
 
-        row (G, T) tells which of all behaviours e (B, D) each one is, B where there is none.
+        row (G, T) tells which of all behaviours e (B, D) each one is, B where there is none, and
+        item (B,) which item each is of.
         """
 
     def forward(self, batch: Tensors, e: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,6 +52,7 @@ class Ordered(nn.Module, ABC):
             interest, weight = self.attend(code, grid, on.age(e.shape[1]))
             interest = nn.functional.embedding(on.place, interest.flatten(0, 1))
             return interest, nn.functional.embedding(on.place, weight.flatten(0, 1))
+        items = batch.behaviours()[:, 0]
         times = torch.cat([batch.times(), batch.ts.new_zeros(1)])
         interests, weights, candidates, pairs = [], [], [], []
         first = (batch.stop - batch.start).cumsum(0) - (batch.stop - batch.start)
@@ -58,7 +60,7 @@ class Ordered(nn.Module, ABC):
             x = nn.functional.embedding(views.row, torch.cat([e, e.new_zeros(1, e.shape[1])]))
             code = self.encode(x, times[views.row], views.length)
             if self.training:
-                self.learn(code, views.row, e)
+                self.learn(code, views.row, e, items)
             length = (batch.stop - batch.start).index_select(0, candidate)
             age = length[:, None] - 1 - torch.arange(x.shape[1])  # (C, T)
             query = q.index_select(0, candidate)[:, None]

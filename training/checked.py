@@ -134,9 +134,11 @@ class Checked:
         return rows.select(**{FILE: rows[NAME], LINE: line, REASON: reason}, **ours)
 
 
-def _names(part: Part, name: str, schema: Schema, theirs: Mapping[str, str]) -> dict[str, str]:
-    """Our names of a table's columns, each with its name in the files."""
-    found = part.schema.names
+def named(
+    found: Sequence[str], name: str, schema: Schema, theirs: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Our names of a table's columns, each with its name among those ``found`` in the files, and
+    the columns that the table must have and has not."""
     taken = {their for their in theirs.values() if their in found}
     must, may = columns(name, schema)
     names = {}
@@ -145,8 +147,13 @@ def _names(part: Part, name: str, schema: Schema, theirs: Mapping[str, str]) -> 
             names[our] = theirs[our]
         elif our in found and our not in taken:
             names[our] = our
-        elif our in must:
-            raise LogsError(str(part.file), our, "a column of this name, found none")
+    return names, [our for our in must if our not in names]
+
+
+def _names(part: Part, name: str, schema: Schema, theirs: Mapping[str, str]) -> dict[str, str]:
+    names, missing = named(part.schema.names, name, schema, theirs)
+    if missing:
+        raise LogsError(str(part.file), missing[0], "a column of this name, found none")
     return names
 
 

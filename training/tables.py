@@ -20,9 +20,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.contract.schema import Schema
+from model.contract.schema import Schema, SchemaError
 from terminal.progress import Update, quiet
-from training.checked import Checked
+from training.checked import Checked, named
 from training.checked import columns as columns_of
 from training.checks import POSITION
 from training.engines import BATCH, Engine
@@ -74,16 +74,17 @@ def prepare(
     use the folder it is told. ``columns`` gives, for a canonical column, its name in the tables. A
     missing ``behaviour`` is true where the first task is 1. A missing ``split`` goes by time: the
     last 10 % of the impressions are test, the 10 % before validation, and equal times stay
-    together. Raises `LogsError`, `SchemaError` and `EngineError`, and `OptionError` for a name of
-    ``columns`` that is none.
+    together. Raises `LogsError` and `EngineError`, and `OptionError` for a schema that can't be
+    used, a column of it that a table lacks, or a name of ``columns`` that is none.
     """
-    schema, theirs = Schema.load(schema_path), dict(columns or {})
+    schema, theirs = _schema(schema_path), dict(columns or {})
     schema_text = Path(schema_path).read_bytes().decode()
     found = {name: find(source, name) for name in NAMES}
     _known(theirs, schema)
     _needed(str(source), found, schema)
     present = {name: parts for name, parts in found.items() if parts}
     _there(theirs, present, schema)
+    _asked(theirs, present, schema)
     staged = [parts.files for parts in present.values() if parts.suffix != "parquet"]
     reading = Reading.of([TextFile(file) for files in staged for file in files], update)
     losses = Losses(skip_unreadable)
@@ -141,6 +142,13 @@ def _scratch(out: Path) -> Iterator[Path]:
             out.rmdir()
 
 
+def _schema(path: str | Path) -> Schema:
+    try:
+        return Schema.load(path)
+    except SchemaError as error:
+        raise OptionError(f"--schema {error}") from None
+
+
 def _known(theirs: Mapping[str, str], schema: Schema) -> None:
     known = {our for name in NAMES for some in columns_of(name, schema) for our in some}
     for our in theirs:
@@ -156,6 +164,18 @@ def _there(theirs: Mapping[str, str], present: Mapping[str, Parts], schema: Sche
         known = list(dict.fromkeys(chain(*of)))
         if their not in known and all(of):  # what can't be opened is told of when it is
             raise OptionError(f"--column {our}={their}: expected one of {', '.join(known)}")
+
+
+def _asked(theirs: Mapping[str, str], present: Mapping[str, Parts], schema: Schema) -> None:
+    """Each table has what the schema asks of it; what can't be opened is told of when it is."""
+    for name, parts in present.items():
+        found = parts.columns()
+        missing = named(found, name, schema, theirs)[1] if found else []
+        if missing:
+            raise OptionError(
+                f"--schema: {', '.join(missing)}: expected columns of {parts.path}, or --column "
+                f"{missing[0]}= one of {', '.join(found)}"
+            )
 
 
 def _needed(source: str, found: Mapping[str, Parts | None], schema: Schema) -> None:

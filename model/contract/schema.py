@@ -254,7 +254,7 @@ class _Reader:
     def ts_unit(self, document: Mapping[str, Any]) -> TsUnit:
         unit = document.get("ts_unit", "s")
         if unit not in ("s", "ms"):
-            raise self.fail("ts_unit", '"s" or "ms"')
+            raise self.fail("ts_unit", f'"s" or "ms", found {unit!r}')
         return cast(TsUnit, unit)
 
     def session_gap(self, document: Mapping[str, Any]) -> int | None:
@@ -311,7 +311,7 @@ class _Reader:
         name = self.name(table, where)
         kind = table.get("kind", "category")
         if not isinstance(kind, str) or kind not in _OPTIONS:
-            raise self.fail(f"{name}.kind", "category, tags or number")
+            raise self.fail(f"{name}.kind", f"category, tags or number, found {kind!r}")
         allowed = _OPTIONS[kind] | {"name", "kind", "table"}
         for key in table:
             if key not in allowed:

@@ -55,7 +55,7 @@ def test_the_auxiliary_loss_is_equation_6() -> None:
     """Of two behaviours the other one is the only negative there can be."""
     generator = torch.Generator().manual_seed(0)
     h, x = (torch.randn(1, 4, 6, generator=generator, dtype=torch.float64) for _ in range(2))
-    found = auxiliary_losses(h, torch.tensor([[0, 1, 2, 2]]), x[0, :2])
+    found = auxiliary_losses(h, torch.tensor([[0, 1, 2, 2]]), x[0, :2], torch.tensor([5, 4]))
     state, (other, following) = h.numpy()[0, 0], x.numpy()[0, :2]
     expected = -np.log(sigmoid(state @ following)) - np.log(1 - sigmoid(state @ other))
     assert found.tolist() == [pytest.approx(expected, abs=1e-12)]
@@ -69,7 +69,7 @@ def test_negatives_are_other_real_behaviours() -> None:
     torch.manual_seed(0)
     row = torch.tensor([[0, 1, size]]).expand(draws, 3)
     # softplus of 20 n is 20 n, of -40 about 0: what is left is the place of the negative
-    drawn = np.round(auxiliary_losses(h, row, e).numpy() / 20).astype(int)
+    drawn = np.round(auxiliary_losses(h, row, e, torch.arange(size)).numpy() / 20).astype(int)
     places, counts = np.unique(drawn, return_counts=True)
     assert places.tolist() == [1, 3, 4, 5, 6]
     assert (abs(counts / draws - 1 / 5) < 0.03).all()
@@ -78,41 +78,84 @@ def test_negatives_are_other_real_behaviours() -> None:
 def test_the_auxiliary_loss_is_the_mean_over_the_steps_of_all_views(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Views of 0 to 5 behaviours, encoded in several groups; each negative is 4 places behind the
-    behaviour that follows, in the round of all."""
+    """Views of 0 to 5 behaviours, encoded in several groups; each negative is 3 places behind the
+    behaviour that follows, in the round of all, or the first one of the next
+    item, where that is of the same."""
     network, batch = nets.network("dien").train(), nets.batch(candidates=20)
     network.interest.auxiliary = 0.5
     of = interest_by_hand.weights(network)
     histories = [[interest_by_hand.behaviour(of, r) for r in h if r.any()] for h in batch.history]
     every = list(chain(*histories))
+    item = [int(each[0]) for each in batch.history.reshape(-1, 6) if each.any()]
     first = np.cumsum([0, *map(len, histories)])
     ends: dict[tuple[int, int], int] = {}
     for owner, start, stop in zip(batch.owner, batch.start, batch.stop, strict=True):
         ends[owner, start] = max(stop, ends.get((owner, start), 0))
-    expected = []
+    expected, redrawn = [], 0
     for (owner, start), stop in ends.items():
         h = states(of, histories[owner][start:stop])
         for at, state in zip(range(start + 1, stop), h, strict=False):
             follows = first[owner] + at
-            other = every[(follows + 4) % len(every)]
-            right, wrong = sigmoid(state @ every[follows]), sigmoid(state @ other)
+            other = (follows + 3) % len(every)
+            if item[other] == item[follows]:
+                redrawn += 1
+                beyond = [each for each in item if each > item[follows]]
+                other = item.index(min(beyond or item))
+            right, wrong = sigmoid(state @ every[follows]), sigmoid(state @ every[other])
             expected.append(-np.log(right) - np.log(1 - wrong))
     assert {stop - start for (_, start), stop in ends.items()} == {0, 1, 2, 3, 5}
-    monkeypatch.setattr(torch, "randint", lambda low, high, size: torch.full(size, 4))
+    assert redrawn
+    monkeypatch.setattr(torch, "randint", lambda low, high, size: torch.full(size, 3))
+    monkeypatch.setattr(torch, "rand", lambda size, dtype: torch.zeros(size, dtype=dtype))
     network(Tensors.of(batch))
     assert network.auxiliary().item() == pytest.approx(0.5 * np.mean(expected), abs=1e-12)
 
 
-@pytest.mark.parametrize("rows", [[[2, 2], [0, 2], [1, 2]], [[0], [0], [1]], [[0]]])
-def test_where_no_behaviour_follows_another_there_is_no_auxiliary_loss(
-    rows: list[list[int]],
+def test_negatives_are_of_another_item_than_the_behaviour_that_follows() -> None:
+    """Repeats of that item are never drawn; all behaviours of others are, each about as often."""
+    item, draws = torch.tensor([7, 8, 7, 9, 7, 7, 8]), 4000
+    e = torch.eye(len(item)) * 20
+    h = torch.arange(1.0, len(item) + 1).expand(draws, 2, len(item))
+    torch.manual_seed(0)
+    row = torch.tensor([[0, 2]]).expand(draws, 2)
+    drawn = np.round(auxiliary_losses(h, row, e, item).numpy() / 20).astype(int)
+    places, counts = np.unique(drawn, return_counts=True)
+    assert places.tolist() == [2, 4, 7]
+    assert (abs(counts / draws - 1 / 3) < 0.03).all()
+
+
+def test_repeats_of_other_items_leave_the_draws_what_they_are() -> None:
+    """The generator is asked again only for those that drew the item that follows."""
+    h, e = torch.randn(1, 2, 6), torch.randn(50, 6)
+    row, repeated = torch.tensor([[0, 1]]), torch.arange(50)
+    repeated[10:] = 10
+    losses, states = [], []
+    for item in (torch.arange(50), repeated):
+        torch.manual_seed(0)
+        losses.append(auxiliary_losses(h, row, e, item).tolist())
+        states.append(torch.get_rng_state())
+    assert losses[0] == losses[1]
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize(
+    ("rows", "items"),
+    [
+        ([[2, 2], [0, 2], [1, 2]], [3, 4]),
+        ([[0], [0], [1]], [3, 4]),
+        ([[0]], [3, 4]),
+        ([[0, 1], [0, 2]], [3, 3]),
+    ],
+)
+def test_where_no_behaviour_follows_one_of_another_item_there_is_no_auxiliary_loss(
+    rows: list[list[int]], items: list[int]
 ) -> None:
-    """Histories of one behaviour or none: 0, with a gradient of 0."""
+    """Histories of one behaviour or none, or all of one item: 0, with a gradient of 0."""
     e = torch.randn(2, 6, requires_grad=True)
     interest = Evolution(6, 1.0)
     x = torch.cat([e, e.new_zeros(1, 6)])[torch.tensor(rows)]
     code = interest.encode(x, torch.tensor([]), torch.tensor([]))
-    interest.learn(code, torch.tensor(rows), e)
+    interest.learn(code, torch.tensor(rows), e, torch.tensor(items))
     loss = interest.loss()
     assert loss is not None
     loss.backward()

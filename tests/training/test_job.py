@@ -331,6 +331,16 @@ def broken_schema(folder: Path) -> None:
     (folder / "schema.toml").write_text("name = ")
 
 
+def schema_with(more: str) -> Callable[[Path], None]:
+    """The schema has these fields too."""
+
+    def spoil(folder: Path) -> None:
+        text = (folder / "schema.toml").read_text(encoding="utf-8")
+        (folder / "schema.toml").write_text(f"{text}\n{more}", encoding="utf-8")
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "arguments", "expected"),
     [
@@ -370,6 +380,26 @@ def broken_schema(folder: Path) -> None:
             "prepare --source parquet --path data --schema data/schema.toml --out out "
             "--column user_id=bogus",
             "--column user_id=bogus: expected one of user_id, item_id, ts, ",
+        ),
+        (
+            schema_with('[[user]]\nname = "colour"\n'),
+            "prepare --source parquet --path data --schema data/schema.toml --out out",
+            "--schema: colour: expected columns of data/users.parquet, or --column colour= one of ",
+        ),
+        (
+            schema_with('[[contxt]]\nname = "colour"\n'),
+            "prepare --source parquet --path data --schema data/schema.toml --out out",
+            "--schema data/schema.toml: contxt: expected one of ad, behaviour, context, ",
+        ),
+        (
+            schema_with('[[context]]\nname = "colour"\nkind = "nmber"\n'),
+            "prepare --source parquet --path data --schema data/schema.toml --out out",
+            "colour.kind: expected category, tags or number, found 'nmber'",
+        ),
+        (
+            None,
+            "compare --data data --out out --models lr base",
+            "--models: base follows nothing; several are given as --models din,base, or each with",
         ),
     ],
 )

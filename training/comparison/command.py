@@ -9,15 +9,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from training.option import OptionError
+
 console = Console(stderr=True)
 
 
 def add_to(app: typer.Typer) -> None:
     """Make it the application's command too."""
-    app.command()(compare)
+    app.command(context_settings={"allow_extra_args": True})(compare)
 
 
 def compare(
+    context: typer.Context,
     data: Annotated[Path, typer.Option(help="Folder that prepare wrote.")],
     out: Annotated[
         Path, typer.Option(help="Folder of the runs and reports; a killed comparison goes on.")
@@ -25,8 +28,8 @@ def compare(
     models: Annotated[
         list[str] | None,
         typer.Option(
-            help="[LABEL=]MODEL[:KEY=VALUE,...], once for each; default: every model by the data "
-            "set's recipe."
+            help="[LABEL=]MODEL[:KEY=VALUE,...], once for each, or MODEL,MODEL,...; default: every "
+            "model by the data set's recipe."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each model, seeds 0, 1, ...")] = 5,
@@ -48,6 +51,8 @@ def compare(
         from training.comparison import entrants, job
         from training.comparison.order import Order
 
+    if context.args:
+        raise OptionError(f"--models: {context.args[0]} follows nothing; {entrants.SEVERAL}")
     lineup = entrants.enter(data, models or [], baseline, setting or [])
 
     def tell(line: str) -> None:

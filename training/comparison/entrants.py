@@ -1,7 +1,8 @@
 """The entrants of a comparison: what ``--models`` takes, each with a label and its settings.
 
 ``[LABEL=]MODEL[:KEY=VALUE,...]``: a model of the zoo, with options over its recipe, and the name
-that it has in the report (default: the text itself). A label's runs lie in the folder `folder`.
+that it has in the report (default: the text itself). Models by name alone may share a ``--models``,
+with commas between them. A label's runs lie in the folder `folder`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from training.recipe import SettingError, hold, options, settings
 from training.trainer import FitConfig
 
 LONGEST_LABEL = 100
+SEVERAL = "several are given as --models din,base, or each with a --models of its own"
 _NEXT_OPTION = re.compile(r",(?=\s*\w+\s*=)")  # not the comma in head=[200,80]
 
 
@@ -62,7 +64,7 @@ class Lineup:
 
 def read(texts: Sequence[str]) -> list[Spec]:
     """The specs of all ``--models``; of the whole zoo without any. Raises `EntrantError`."""
-    specs = [_spec(text) for text in texts or CONFIGS]
+    specs = [_spec(each) for text in texts or CONFIGS for each in _parted(text)]
     folders: dict[str, str] = {}
     for spec in specs:
         if spec.folder in folders:
@@ -124,6 +126,11 @@ def _said(error: SettingError) -> str:
     return re.sub(r"^--(set|model \w+:) ", "", str(error))
 
 
+def _parted(text: str) -> list[str]:
+    """The names in a text that is nothing but names; another text as it is."""
+    return [text] if re.search("[=:]", text) else text.split(",")
+
+
 def _spec(text: str) -> Spec:
     head, colon, rest = text.partition(":")
     label, named, model = head.partition("=")
@@ -136,7 +143,8 @@ def _spec(text: str) -> Spec:
         )
     if model not in CONFIGS:
         raise EntrantError(
-            f"--models {text!r}: {model or 'nothing'}: expected one of {', '.join(CONFIGS)}"
+            f"--models {text!r}: {model or 'nothing'}: expected one of {', '.join(CONFIGS)}; "
+            f"{SEVERAL}"
         )
     if colon and not rest.strip():
         raise EntrantError(f"--models {text!r}: expected KEY=VALUE after the colon")

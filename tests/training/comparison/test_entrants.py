@@ -36,6 +36,13 @@ def test_a_text_is_a_label_a_model_and_options(
     assert read([text]) == [Spec(label, model, options)]
 
 
+def test_names_alone_may_share_a_text() -> None:
+    """With commas between them; a text with a label or options is one model's."""
+    assert [spec.label for spec in read(["lr,base", "din:dim=4", "nfm"])] == [
+        *("lr", "base", "din:dim=4", "nfm")
+    ]
+
+
 def test_without_any_the_whole_zoo_enters() -> None:
     """Each model by its name."""
     assert [(spec.label, spec.model) for spec in read([])] == [(name, name) for name in CONFIGS]
@@ -45,6 +52,8 @@ def test_without_any_the_whole_zoo_enters() -> None:
     ("texts", "expected"),
     [
         (["dien2"], "--models 'dien2': dien2: expected one of lr, "),
+        (["din,bse"], "--models 'bse': bse: expected one of lr, "),
+        (["a=din,base"], "several are given as --models din,base, or each with a --models of its"),
         (["=din"], "expected a label of 1 to 100 characters"),
         (["..=din"], "expected a label"),
         ([f"{'x' * 101}=din"], "expected a label"),
