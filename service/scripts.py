@@ -120,8 +120,8 @@ return found
 """
 )
 
-# KEYS: layouts. ARGV: a layout, its fields, their time to live (ms). The layouts that are known,
-# this one among them.
+# KEYS: layouts, or withdrawn. ARGV: a field of the hash, its value, time to live (ms). The fields
+# that it has then.
 TELL = (
     _TELL
     + """
@@ -157,12 +157,6 @@ redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return ACCEPTED
 """
 )
-
-# KEYS: withdrawn. ARGV: model, what is to be known, time to live (ms).
-TELL = """
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-"""
 
 # KEYS: log, erased, layouts, the user's other keys. ARGV: user, payload, when (ms), time to live of
 # the log and of the tombstone (ms), how many layouts the caller knows. How many keys went, and the
