@@ -224,9 +224,9 @@ def test_every_setting_of_the_service_reaches_its_container(
 
 
 def test_jobs_write_the_keys_that_the_service_reads() -> None:
-    """They are handed what decides on keys and how long these live."""
+    """They are handed what decides on keys and how long these live, and what is held to it."""
     for job, names in (
-        ("first-model", ["KEY_PREFIX", "HISTORY_DAYS"]),
+        ("first-model", ["KEY_PREFIX", "HISTORY_DAYS", "ERASED_DAYS"]),
         ("collector", ["KEY_PREFIX"]),
     ):
         given = SERVICES[job]["environment"]
