@@ -80,16 +80,23 @@ def test_histories_are_loaded_and_then_scored(
 
 
 def test_histories_are_loaded_before_there_is_a_model(
-    command: Command, redis_url: str, tmp_path: Path, schema: Schema
+    command: Command,
+    redis_url: str,
+    tmp_path: Path,
+    schema: Schema,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a schema of one's own no version is needed; without a readable one that is said."""
+    """With a schema of one's own no version is needed; without a readable one that is said. They
+    live for as long as the setting says."""
+    monkeypatch.setenv("DINSERVE_HISTORY_DAYS", "30")
     (tmp_path / "schema.toml").write_text(TOY)
     where = ("--repository", tmp_path / "empty", "--redis-url", redis_url)
     words = ("--data", logs(tmp_path), *where, "--schema")
     loaded = command("load-histories", *words, tmp_path / "schema.toml")
     assert (loaded.status, "4 keys stored" in loaded.errors) == (0, True)
     with Redis.from_url(redis_url) as client:
-        assert client.exists(history_key("din", "a", schema.layout))
+        lives = client.ttl(history_key("din", "a", schema.layout))
+    assert 29 * 86_400 < lives <= 30 * 86_400
     failed = command("load-histories", *words, tmp_path / "no.toml")
     assert (failed.status, "no.toml" in failed.errors) == (1, True)
 

@@ -36,7 +36,7 @@ def secured(
 
 
 async def asked_once(url: StoreUrl) -> None:
-    store = reach(url, limit=1, connect_seconds=5.0)
+    store = reach(url, limit=1, connect_seconds=30.0)
     try:
         await store.check()
     finally:
