@@ -179,7 +179,7 @@ class BehaviourStore:
 
     async def _check(self) -> None:
         try:
-            async with asyncio.timeout(_PATIENT_SECONDS):
+            with Limit(_PATIENT_SECONDS):
                 await self._redis.check()
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
