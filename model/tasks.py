@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from model.contract.schema import Schema
 from model.din import DINConfig
 from model.layers import MLP, Activation, Head
+from model.network import SchemaLacks
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,9 @@ class ESMMConfig(TasksConfig):
         return Alike(nn.Identity(), inputs, tasks)
 
     def products(self, tasks: Sequence[str]) -> Sequence[str]:
+        """Raises `SchemaLacks` where there is one task, and so no product."""
+        if len(tasks) == 1:
+            raise SchemaLacks("second task, and esmm no product without one")
         return self.product_of or tasks[:-1]
 
 

@@ -33,6 +33,7 @@ def progress(console: Console, seconds: float = SECONDS) -> Iterator[Update]:
     """Stages as they go on: call the given function with (stage, done, total, figures).
 
     A total of 0 is not known: such a stage shows its time only, and ends where the next begins.
+    A total may change. A stage whose name ends in ``(s)`` counts seconds, of which no rate is told.
     Where the console is no terminal, the stage under way is a plain line every ``seconds``.
     """
     stages = _Stages(console)
@@ -80,6 +81,8 @@ class _Stages:
         self.latest = task = self.bars.tasks[at]
         if task.finished and done < total:
             self.bars.reset(at, total=total)
+        if total:
+            task.total = total  # `Progress.update` would forget the speed so far
         ended = task.finished
         count = f"{done:,}/{total:,}" if total else ""
         text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
@@ -118,7 +121,7 @@ class _Rate(ProgressColumn):
 
 def _rate(task: Task) -> str:
     speed = task.finished_speed or task.speed
-    if not speed or not task.fields["count"]:
+    if not speed or not task.fields["count"] or task.description.endswith("(s)"):
         return ""
     return f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s"
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,9 @@ class Run:
         """Whether a run of these things was started here. Raises `RunError` for one of others."""
         if not (self.folder / "run.json").exists():
             return False
-        old = self.about()
-        other = [key for key, value in about.items() if old.get(key) != value]
+        other = ", ".join(_unlike(self.about(), about))
         if other:
-            raise RunError(
-                f"{self.folder}: holds a run of other {', '.join(other)}; choose another --out"
-            )
+            raise RunError(f"{self.folder}: holds another run: {other}; choose another --out")
         return True
 
     def results(self) -> dict[str, Any] | None:
@@ -169,3 +166,13 @@ class Run:
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, self.folder / name)
+
+
+def _unlike(there: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    """Each setting of a run that is not what is asked for, with both values."""
+    for key, value in asked.items():
+        old = there.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            yield from _unlike(old, value)
+        elif old != value:
+            yield f"{key} is {json.dumps(old)} and not {json.dumps(value)}"

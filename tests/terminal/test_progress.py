@@ -42,6 +42,17 @@ def test_a_log_gets_lines_with_count_rate_and_time_left() -> None:
     assert all(line.startswith("train: ") for line in log.getvalue().splitlines())
 
 
+def test_seconds_have_no_rate_and_a_whole_that_changes_is_the_new_one() -> None:
+    """The time left goes by the new whole, at the speed so far."""
+    log = Log()
+    with progress(console(log), seconds=0.05) as update:
+        for total in (100, 1000):
+            for done in range(6):
+                update("all (s)", done, total, {})
+                time.sleep(0.01)
+        log.until(r"all \(s\): 5/1,000, 0:00:0\d so far, 0:\d\d:\d\d left\n")
+
+
 def test_a_log_says_how_long_a_stage_takes_whose_end_is_not_known() -> None:
     """No count and no rate; it ends where the next stage begins, and the last one with the rest."""
     log = Log()

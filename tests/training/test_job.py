@@ -258,7 +258,7 @@ def test_a_finished_run_is_not_trained_again(
         assert f"{about(run)['metrics'][split]['auc']:.4f}" in printed
     assert "best at step" in printed
     assert command(*fit, "--set", "attention=[7]") == 1
-    assert "holds a run of other options" in capsys.readouterr().err
+    assert "holds another run: attention is [6] and not [7]" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
@@ -288,11 +288,11 @@ def test_a_folder_of_another_run_is_refused(
     fit = ("fit", "--data", tmp_path / "data", "--out", tmp_path / "run", *ONE, *QUICK)
     fit = (*fit, "--set", "attention=[6]")
     assert command(*fit, "--seed", 1) == 1
-    assert "holds a run of other seed; choose another --out" in capsys.readouterr().err
+    assert "holds another run: seed is 0 and not 1; choose another --out" in capsys.readouterr().err
     users = pl.read_parquet(tmp_path / "data" / "users.parquet")
     users[1:].write_parquet(tmp_path / "data" / "users.parquet")
     assert command(*fit) == 1
-    assert "holds a run of other logs; choose another --out" in capsys.readouterr().err
+    assert re.search('run: logs is "\\w+" and not "\\w+"; choose', capsys.readouterr().err)
 
 
 def no_test(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch.onnx.errors import OnnxExporterError
 
 from model.contract.encode import Encoder
 from model.network import Network
-from terminal.progress import Update
 from training.calibrate import Calibration
 from training.export import ParityError, export, parity, random_batch, session
 from training.run import Run
@@ -41,11 +40,16 @@ def parameters(network: Network) -> dict[str, int]:
     return {"tables": sum(tables.values()), "layers": every - sum(tables.values())}
 
 
+def file(run: Run) -> Path:
+    """Where the graph of a run is kept."""
+    return run.folder / "model.onnx"
+
+
 def graph(run: Run, network: Network, calibration: Calibration, encoder: Encoder) -> Path:
     """The ``model.onnx`` of a bundle of this run, beside its weights; one that is there has been
     held against PyTorch. Raises `ExportError`.
     """
-    path = run.folder / "model.onnx"
+    path = file(run)
     if not path.exists():
         try:
             content = export(network, calibration, encoder)
@@ -59,27 +63,30 @@ def graph(run: Run, network: Network, calibration: Calibration, encoder: Encoder
 
 
 def latency(
-    graphs: Mapping[str, Path], encoder: Encoder, update: Update, rounds: int = ROUNDS
+    graphs: Mapping[str, Path],
+    encoder: Encoder,
+    turned: Callable[[], None],
+    rounds: int = ROUNDS,
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Milliseconds of a call by label (median, quartiles), and what a call holds.
 
     One user of T = 100 behaviours, whatever the schema keeps (ages that a model has no term for
     have that of the oldest), and N = 500 candidates, in onnxruntime on one CPU thread. The models
-    take turns, after a warm-up, so that what else the machine does falls on all alike.
+    take turns, after a warm-up, so that what else the machine does falls on all alike; each round
+    of them is told.
     """
     feeds = random_batch(encoder, 1, LENGTH, CANDIDATES, seed=0).feeds()
     sessions = {label: session(path.read_bytes()) for label, path in graphs.items()}
     inputs = {label: {each.name for each in s.get_inputs()} for label, s in sessions.items()}
     taken: dict[str, list[float]] = {label: [] for label in graphs}
     for turn in range(WARM_UP + rounds):
-        update("latency", turn, WARM_UP + rounds, {})
         for label, each in sessions.items():
             given = {name: array for name, array in feeds.items() if name in inputs[label]}
             begin = time.perf_counter()
             each.run(["logit"], given)
             if turn >= WARM_UP:
                 taken[label].append((time.perf_counter() - begin) * 1e3)
-    update("latency", WARM_UP + rounds, WARM_UP + rounds, {})
+        turned()
     names = ("quarter", "median", "three_quarters")
     found = {
         label: dict(zip(names, np.quantile(ms, [0.25, 0.5, 0.75]).tolist(), strict=True))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from model.contract.schema import Schema
 from model.network import NetworkConfig
+from model.tasks import TasksConfig
 from model.zoo import CONFIGS
 from training.option import OptionError
 from training.recipe import SettingError, hold, options, settings
@@ -93,7 +94,8 @@ def enter(data: Path, texts: Sequence[str], baseline: str | None, given: Sequenc
     """All entrants with their settings: the recipe's, over it ``given``, over that their own.
 
     What is ``given`` is for the models that have that option, one at least. Models that can't be
-    made for the schema are refused where they were asked for, else left out. Raises
+    made for the schema are refused where they were asked for, else left out, as are those for
+    several tasks where it has one. Raises
     `EntrantError`, and `SchemaError` where there are no prepared logs.
     """
     specs = read(texts)
@@ -108,10 +110,14 @@ def enter(data: Path, texts: Sequence[str], baseline: str | None, given: Sequenc
             config, how = settings(schema.name, spec.model, [*shared, *spec.options])
         except SettingError as error:
             raise EntrantError(f"--models {spec.label!r}: {_said(error)}") from None
+        asked = bool(texts) or spec.label == baseline
+        if not asked and isinstance(config, TasksConfig) and len(schema.tasks) == 1:
+            left_out[spec.label] = "it is for several tasks, and the schema has one"
+            continue
         try:
             hold(schema, config, how)
         except SettingError as error:
-            if texts or spec.label == baseline:
+            if asked:
                 raise EntrantError(f"--models {spec.label!r}: {_said(error)}") from None
             left_out[spec.label] = _said(error)
             continue

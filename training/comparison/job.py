@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import torch
 
 from terminal.progress import Update
 from training import checkpoint
-from training.comparison import page
+from training.comparison import cost, page
+from training.comparison.entrants import Entrant
 from training.comparison.order import Order
 from training.comparison.report import report
+from training.comparison.work import Work
 from training.fit import Encoded, describe, digest, encode, train
 from training.logs import Logs
 from training.trainer import TrainingError
@@ -52,23 +54,31 @@ def compare(order: Order, update: Update, tell: Callable[[str], None]) -> dict[s
     encoded = encode(logs, order.data, update)
     if any(found):
         tell(f"{order.out}: going on with what is there")
-    _train(order, encoded, about, update, tell)
-    told = report(order, encoded, logs_digest, update)
-    update("write", 0, 0, {})
+    left = _left(order, about, tell)
+    rows = len(encoded.sets["train"])
+    units = {
+        "train": sum(round(rows * entrant.how.epochs) for entrant, _ in left),
+        "scores": len(order.lineup.entrants),
+        "graph": len([e for e in order.lineup.entrants if not cost.file(order.run(e, 0)).exists()]),
+        "turn": cost.WARM_UP + cost.ROUNDS,
+        "page": 1,
+    }
+    work = Work(update, units)
+    _train(order, left, encoded, about, work, tell)
+    told = report(order, encoded, logs_digest, work)
     text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
     _replace(order.out / JSON, f"{text}\n")
     _replace(order.out / HTML, page.html(told))
+    work.end()
     return told
 
 
-def _train(
+def _left(
     order: Order,
-    encoded: Encoded,
     about: Mapping[tuple[str, int], Mapping[str, Any]],
-    update: Update,
     tell: Callable[[str], None],
-) -> None:
-    """Train all runs that are not finished; their progress is one stage, in impressions."""
+) -> list[tuple[Entrant, int]]:
+    """The runs that are not finished."""
     every, left = list(order.every()), []
     for entrant, seed in every:
         run = order.run(entrant, seed)
@@ -78,15 +88,29 @@ def _train(
             left.append((entrant, seed))
     if ended := len(every) - len(left):
         tell(f"{ended} of {len(every)} runs are finished")
-    rows = len(encoded.sets["train"])
-    total, done = sum(round(rows * entrant.how.epochs) for entrant, _ in left), 0
-    for at, (entrant, seed) in enumerate(left, ended + 1):
+    return left
+
+
+def _train(
+    order: Order,
+    left: Sequence[tuple[Entrant, int]],
+    encoded: Encoded,
+    about: Mapping[tuple[str, int], Mapping[str, Any]],
+    work: Work,
+    tell: Callable[[str], None],
+) -> None:
+    """Train the runs that are left."""
+    runs, rows = len(about), len(encoded.sets["train"])
+    for at, (entrant, seed) in enumerate(left, runs - len(left) + 1):
+        seen: list[int] = []  # impressions so far; the first of a run that goes on are old
 
         def trained(
-            stage: str, here: int, _: int, figures: Mapping[str, float], before: int = done
+            stage: str, here: int, _: int, figures: Mapping[str, float], seen: list[int] = seen
         ) -> None:
             if stage == "train":
-                update("all runs", before + here, total, figures)
+                count = work.done if seen else work.skip
+                count("train", here - (seen[-1] if seen else 0), figures)
+                seen.append(here)
 
         try:
             results = train(
@@ -98,11 +122,11 @@ def _train(
             )
         except TrainingError as error:
             raise TrainingError(f"{entrant.label}, seed {seed}: {error}") from None
-        done += round(rows * entrant.how.epochs)  # it may have stopped early
-        update("all runs", done, total, {})
+        last = seen[-1] if seen else 0
+        work.skip("train", round(rows * entrant.how.epochs) - last)  # it may have stopped early
         test = results["metrics"]["test"]
         figures = ", ".join(f"{name} {test[name]:.4f}" for name in SHOWN if name in test)
-        tell(f"{at} of {len(every)} runs: {entrant.label}, seed {seed}: test {figures}")
+        tell(f"{at} of {runs} runs: {entrant.label}, seed {seed}: test {figures}")
 
 
 def _replace(path: Path, text: str) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 Report = Mapping[str, Any]
@@ -130,7 +129,11 @@ def lift(report: Report) -> bytes | None:
 
 
 def attention(report: Report) -> list[bytes]:
-    """Of each user, a row for each candidate and a column for each behaviour, oldest first."""
+    """Of each user, a row for each candidate and a column for each behaviour, oldest first.
+
+    Colours go from the least weight of a user's map to the greatest: raw weights may share an
+    offset, beside which what tells candidates apart would not be seen.
+    """
     found = report["attention"]
     users = found["users"] if found else []
     return [_attention(f"user {at}", user) for at, user in enumerate(users, 1)]
@@ -139,16 +142,10 @@ def attention(report: Report) -> list[bytes]:
 def _attention(name: str, user: Mapping[str, Any]) -> bytes:
     weights = np.asarray(user["weights"])  # (candidates, behaviours)
     rows, columns = weights.shape
-    largest = float(np.abs(weights).max()) or 1.0
-    signed = bool((weights < 0).any())
+    least, greatest = float(weights.min()), float(weights.max())
     with _drawn(2.6 + 0.36 * max(columns, 8), 1.9 + 0.32 * rows) as (figure, png):
         axes = figure.subplots()
-        look: dict[str, Any] = (
-            {"cmap": "RdBu_r", "norm": TwoSlopeNorm(0, -largest, largest)}
-            if signed
-            else {"cmap": "Blues", "vmin": 0, "vmax": largest}
-        )
-        image = axes.imshow(weights, aspect="auto", **look)
+        image = axes.imshow(weights, aspect="auto", cmap="viridis", vmin=least, vmax=greatest)
         names = [_short(each, 18) for each in user["behaviours"]]
         axes.set_xticks(range(columns), names, rotation=60, ha="right", fontsize=8)
         marks = {1: "\u25cf", 0: "\u25cb"}
@@ -162,7 +159,8 @@ def _attention(name: str, user: Mapping[str, Any]) -> bytes:
         axes.set_title(name, loc="left")
         for side in axes.spines.values():
             side.set_visible(False)
-        figure.colorbar(image, ax=axes, label="weight", fraction=0.03, pad=0.02)
+        label = f"weight, least {least:.3g}\nto greatest {greatest:.3g}"
+        figure.colorbar(image, ax=axes, label=label, fraction=0.03, pad=0.02)
     return png.getvalue()
 
 

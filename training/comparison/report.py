@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from terminal.progress import Update
 from training import metrics
 from training.calibrate import sigmoid
 from training.comparison import cost, inside, quality
@@ -21,6 +21,7 @@ from training.comparison.entrants import Entrant
 from training.comparison.order import Order
 from training.comparison.paired import over_seeds, over_users, redrawn, spread
 from training.comparison.quality import Cells
+from training.comparison.work import Work
 from training.fit import Encoded, plain
 from training.run import Run
 
@@ -30,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 Model = dict[str, Any]
 
 
-def report(order: Order, encoded: Encoded, logs_digest: str, update: Update) -> dict[str, Any]:
+def report(order: Order, encoded: Encoded, logs_digest: str, work: Work) -> dict[str, Any]:
     """What is told of the runs of an order, which have ended."""
     tasks, lineup = encoded.logs.schema.tasks, order.lineup
     counts, notes = quality.told({split: encoded.whole(split) for split in encoded.sets}, tasks)
@@ -47,8 +48,9 @@ def report(order: Order, encoded: Encoded, logs_digest: str, update: Update) -> 
             if rival != label
         }
         model["metrics"] |= _rela_impr(model["metrics"], models[lineup.baseline]["metrics"])
-    bins = _by_user(order, encoded, models, update)
-    latency, latency_of = _costs(order, encoded, models, notes, update)
+    notes += _no_better_than_chance(lineup.baseline, models[lineup.baseline]["metrics"])
+    bins = _by_user(order, encoded, models, work)
+    latency, latency_of = _costs(order, encoded, models, notes, work)
     return {
         "format": FORMAT,
         "schema": encoded.logs.schema.name,
@@ -141,8 +143,23 @@ def _rela_impr(ours: Model, base: Model) -> Model:
     return {name: spread(values) for name, values in found.items() if len(values) == seeds}
 
 
+def _no_better_than_chance(label: str, base: Model) -> list[str]:
+    """A note where the baseline measures nothing, which leaves RelaImpr of no model."""
+    names = [
+        name
+        for name, each in base.items()
+        if name.rpartition(".")[2] in RANKING and min(each["values"]) <= 0.5
+    ]
+    if not names:
+        return []
+    return [
+        f"No RelaImpr of {', '.join(names)}: that of {label}, the baseline, is 0.5 (chance) or "
+        "less in some seed, and RelaImpr divides by what is above it."
+    ]
+
+
 def _by_user(
-    order: Order, encoded: Encoded, models: Mapping[str, Model], update: Update
+    order: Order, encoded: Encoded, models: Mapping[str, Model], work: Work
 ) -> list[dict[str, Any]]:
     """Put into each model what its test scores say by user: the test over users of each task's
     GAUC, reliability, and GAUC by length of the history, whose bins are given back."""
@@ -151,8 +168,7 @@ def _by_user(
     lengths = Cells.of(test, 0, by_length=True)
     by_user: list[dict[str, Floats]] = [{} for _ in tasks]
     by_length: dict[str, Floats] = {}
-    for done, entrant in enumerate(lineup.entrants):
-        update("scores", done, len(lineup.entrants), {})
+    for entrant in lineup.entrants:
         runs = [order.run(entrant, seed) for seed in range(order.seeds)]
         scores = np.stack([_scores(run) for run in runs])  # (seeds, I, tasks)
         for task, cells in enumerate(users):
@@ -160,7 +176,7 @@ def _by_user(
         by_length[entrant.label] = lengths.areas(test.label[:, 0], scores[..., 0])
         found = quality.reliability(test.label[:, 0], scores[..., 0])
         models[entrant.label]["reliability"] = found
-    update("scores", len(lineup.entrants), len(lineup.entrants), {})
+        work.done("scores")
     for task, cells in enumerate(users):
         if not cells.both.any():
             continue
@@ -188,25 +204,26 @@ def _costs(
     encoded: Encoded,
     models: Mapping[str, Model],
     notes: list[str],
-    update: Update,
+    work: Work,
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Put parameters and graph sizes into each model; latencies, and what they are of."""
-    graphs, entrants = {}, order.lineup.entrants
-    for done, entrant in enumerate(entrants):
-        update("export", done, len(entrants), {})
+    graphs = {}
+    for entrant in order.lineup.entrants:
         run, model = order.run(entrant, 0), models[entrant.label]
         network = run.network(encoded.encoder)
         model["parameters"] = cost.parameters(network)
         model["onnx_bytes"] = None
+        there = cost.file(run).exists()
         try:
             path = cost.graph(run, network, run.calibration(), encoded.encoder)
         except cost.ExportError as error:
             notes.append(f"{entrant.label} has no graph to serve: {error}")
-            continue
-        graphs[entrant.label] = path
-        model["onnx_bytes"] = path.stat().st_size
-    update("export", len(entrants), len(entrants), {})
-    return cost.latency(graphs, encoded.encoder, update)
+        else:
+            graphs[entrant.label] = path
+            model["onnx_bytes"] = path.stat().st_size
+        if not there:
+            work.done("graph")
+    return cost.latency(graphs, encoded.encoder, partial(work.done, "turn"))
 
 
 def _pictures(order: Order, encoded: Encoded, models: Mapping[str, Model]) -> dict[str, Any]:

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib import colormaps, image
 from rich.console import Console
 
 from model.din import Attention
@@ -29,6 +32,7 @@ from training.comparison import command as command_module
 from training.comparison import cost, entrants, job, page, plots, report
 from training.comparison.order import Order
 from training.comparison.paired import over_seeds
+from training.comparison.work import STAGE, Work
 from training.logs import Logs
 from training.run import Run
 from training.trainer import TrainingError
@@ -133,6 +137,32 @@ def test_rela_impr_is_of_runs_with_the_same_seed() -> None:
     assert found["rela_impr.auc"]["mean"] == pytest.approx(0.75)
 
 
+def test_a_baseline_that_ranks_as_chance_does_is_told_once() -> None:
+    """The note names what there is no RelaImpr of."""
+    base = {
+        "log_loss": {"values": [0.4, 0.4]},
+        "auc": {"values": [0.6, 0.5]},
+        "gauc": {"values": [0.6, 0.7]},
+        "buy.gauc": {"values": [0.4, 0.7]},
+    }
+    [note] = report._no_better_than_chance("base", base)
+    assert note.startswith("No RelaImpr of auc, buy.gauc: that of base, the baseline, is 0.5 ")
+    better = {name: {"values": [0.51]} for name in base}
+    assert report._no_better_than_chance("base", better) == []
+
+
+def test_weights_that_share_an_offset_are_told_apart() -> None:
+    """The least is as dark, and the greatest as light, as a map can be, each in a whole cell."""
+    names = ["a", "b"]
+    weights = [[5.0, 5.01], [5.02, 5.03]]
+    user = {"candidates": names, "labels": [0, 1], "behaviours": names, "weights": weights}
+    [png] = plots.attention({"attention": {"label": "DIN", "users": [user]}})
+    drawn = image.imread(io.BytesIO(png))[..., :3]
+    for end in (0.0, 1.0):
+        colour = np.array(colormaps["viridis"](end)[:3])
+        assert (abs(drawn - colour) < 0.01).all(-1).sum() > 1000
+
+
 def test_latency_is_of_a_hundred_behaviours(whole: tuple[Path, str]) -> None:
     """The shop keeps four, which is no matter."""
     report = reported(whole[0])
@@ -219,8 +249,8 @@ class Stopped(BaseException):
 def test_a_killed_comparison_goes_on_to_the_same_report(
     data: Path, whole: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """kill -9 inside the second run, and an end while scores are read, between exports and before
-    the reports are there: what is left is done, and all is as if nothing had happened.
+    """kill -9 inside the second run, and an end while scores are read, between exports and
+    while calls are timed: what is left is done, and all is as if nothing had happened.
 
     Exporting and plots take seconds; graphs are those of the whole comparison."""
     lineup = entrants.enter(data, MODELS, None, SETTINGS)
@@ -245,18 +275,30 @@ def test_a_killed_comparison_goes_on_to_the_same_report(
 
     monkeypatch.setattr(cost, "export", exported)
     monkeypatch.setattr(cost, "parity", lambda *_: {})
-    monkeypatch.setattr(page, "html", lambda report: "")
-    for stage in ("all runs", "scores", "export", "write"):
+    real = Work.done
+    for stage in ("train", "scores", "graph", "turn"):
 
-        def update(now: str, done: int, *_: object, stage: str = stage) -> None:
-            if now == stage and (done or stage == "write"):
+        def done(self: Work, kind: str, *rest: Any, stage: str = stage) -> None:
+            real(self, kind, *rest)
+            if kind == stage:
                 raise Stopped
 
+        monkeypatch.setattr(Work, "done", done)
         with pytest.raises(Stopped):
-            job.compare(order, update, lambda line: None)
+            job.compare(order, quiet, lambda line: None)
         assert not (order.out / "report.json").exists()
+    monkeypatch.setattr(Work, "done", real)
+    monkeypatch.setattr(page, "html", lambda report: "")
     told: list[str] = []
-    job.compare(order, quiet, told.append)
+    seen: list[tuple[str, int, int]] = []
+
+    def update(stage: str, now: int, whole: int, _: Mapping[str, float]) -> None:
+        seen.append((stage, now, whole))
+
+    job.compare(order, update, told.append)
+    assert [stage for stage, _ in groupby(seen, key=itemgetter(0))][-1] == STAGE
+    assert all(now < whole for stage, now, whole in seen[:-1] if stage == STAGE)
+    assert seen[-1][1] == seen[-1][2]
     assert told == [f"{order.out}: going on with what is there", "4 of 4 runs are finished"]
     assert undated(reported(order.out)) == undated(reported(whole[0]))
     assert not list(order.out.rglob("*checkpoint*"))
@@ -294,11 +336,14 @@ def test_a_wrong_option_exits_with_2_before_any_work(
 def test_other_settings_at_the_same_place_are_refused(
     data: Path, whole: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before any training: the second model's would come after a new first one."""
+    """Before any training: the second model's would come after a new first one. Each is named,
+    with both values."""
     out = tmp_path / "out"
     shutil.copytree(whole[0] / "runs" / "base", out / "runs" / "base")
-    assert command(*arguments(data, out, "--seeds", 1, "--set", "dim=5")) == 1
-    assert "holds a run of other options; choose another --out" in capsys.readouterr().err
+    given = ("--seeds", 1, "--set", "dim=5", "--set", "epochs=0.4")
+    assert command(*arguments(data, out, *given)) == 1
+    said = "holds another run: dim is 4 and not 5, epochs is 1 and not 0.4; choose another --out"
+    assert said in capsys.readouterr().err
     assert not (out / "runs" / "DIN").exists()
 
 

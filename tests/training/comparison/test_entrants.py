@@ -137,3 +137,18 @@ def test_a_model_that_needs_more_than_a_schema_has(data: Path) -> None:
     assert enter(data, [], None, []).left_out == {"dsin": lacking}
     with pytest.raises(EntrantError, match=f"^--models 'D': {lacking}$"):
         enter(data, ["D=dsin"], None, [])
+
+
+def test_models_for_several_tasks_where_there_is_one(data: Path) -> None:
+    """Left out of the whole zoo with the reason; ESMM, which is nothing but a product, is refused
+    where it is asked for, the others are not."""
+    text = shop.SCHEMA.replace('[[task]]\nname = "buy"\n', "")
+    (data / "schema.toml").write_text(text, encoding="utf-8")
+    why = "it is for several tasks, and the schema has one"
+    several = ("shared_bottom", "mmoe", "esmm", "ple")
+    assert enter(data, [], None, []).left_out == dict.fromkeys(several, why)
+    assert "mmoe" not in enter(data, [], "mmoe", []).left_out
+    assert [each.label for each in enter(data, ["ple"], None, []).entrants] == ["ple"]
+    lacking = "the schema has no second task, and esmm no product without one"
+    with pytest.raises(EntrantError, match=f"^--models 'esmm': {lacking}$"):
+        enter(data, ["esmm"], None, [])
