@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +17,15 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from model.contract import bundle
 from model.contract.batch import Batch, merge
 from model.contract.encode import Encoder
+from model.contract.repository import Repository
 from model.network import Network
-from model.zoo import configure
+from model.zoo import CONFIGS, configure
+from service.engine import OnnxEngine
+from service.sweep import sweep
+from service.verify import TOLERANCE
 from training.calibrate import Calibration
 from training.dataset import learn_encoder
 from training.export import (
@@ -29,9 +37,27 @@ from training.export import (
     run,
     session,
 )
+from training.golden import golden_requests
+from training.logs import Logs
 from training.world import World
 
 CALIBRATION = Calibration((1.3,), (-0.4,))
+TWO = Calibration((1.3, 0.8), (-0.4, 0.2))
+SMALL: dict[str, Any] = {"dim": 4, "head": [8]}
+CROSSINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "lr": ({}, "logs"),
+    "fnn": (SMALL, "logs"),
+    "wide_deep": (SMALL, "shop_logs"),
+    "pnn": ({**SMALL, "products": "both"}, "logs"),
+    "deepfm": (SMALL, "logs"),
+    "nfm": ({**SMALL, "head_activation": "dice"}, "logs"),
+}
+SEVERAL: dict[str, dict[str, Any]] = {
+    "shared_bottom": {"bottom": [6]},
+    "mmoe": {"experts": 3, "expert": [6]},
+    "ple": {"expert": [6], "task_experts": 1, "head_activation": "prelu"},
+    "esmm": {},
+}
 
 
 def lively(encoder: Encoder, model: str, **options: Any) -> Network:
@@ -51,12 +77,14 @@ def lively(encoder: Encoder, model: str, **options: Any) -> Network:
 
 
 class Exported:
-    """A network with its graph."""
+    """A network with its graph, and the logs that it is for."""
 
-    def __init__(self, encoder: Encoder, model: str, **options: Any) -> None:
-        self.encoder, self.network = encoder, lively(encoder, model, **options)
+    def __init__(self, logs: Logs, model: str, **options: Any) -> None:
+        self.logs, self.encoder = logs, learn_encoder(logs)
+        self.network = lively(self.encoder, model, **options)
+        self.calibration = CALIBRATION if len(logs.schema.tasks) == 1 else TWO
         self.told: list[tuple[str, int, int]] = []
-        self.graph = export(self.network, CALIBRATION, encoder, self.tell)
+        self.graph = export(self.network, self.calibration, self.encoder, self.tell)
         self.session = session(self.graph)
 
     def tell(self, stage: str, done: int, total: int, figures: object) -> None:
@@ -67,15 +95,40 @@ class Exported:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
+def logs() -> Logs:
     """No user and no ad fields; the shop with all of them is exported in test_job.py."""
-    return learn_encoder(World(users=20, items=60, categories=20, seed_clicks=5).logs(30))
+    return World(users=20, items=60, categories=20, seed_clicks=5).logs(30)
 
 
 @pytest.fixture(scope="module")
-def din(encoder: Encoder) -> Exported:
+def two_tasks() -> Logs:
+    """Clicks and conversions, with a user field."""
+    world = World(users=20, items=60, categories=20, seed_clicks=5, conversions=True)
+    return world.logs(30)
+
+
+@pytest.fixture(scope="module")
+def exported(request: pytest.FixtureRequest) -> Callable[[str], Exported]:
+    """Any model of the zoo, exported once."""
+
+    @cache
+    def made(model: str) -> Exported:
+        if model in CROSSINGS:
+            options, logs = CROSSINGS[model]
+            return Exported(request.getfixturevalue(logs), model, **options)
+        if model in SEVERAL:
+            options = {"attention": [6], "weights": "softmax", "head": [6], **SEVERAL[model]}
+            return Exported(request.getfixturevalue("two_tasks"), model, **options)
+        found: Exported = request.getfixturevalue(model)
+        return found
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def din(logs: Logs) -> Exported:
     return Exported(
-        encoder,
+        logs,
         "din",
         dim=4,
         weights="softmax",
@@ -86,28 +139,28 @@ def din(encoder: Encoder) -> Exported:
 
 
 @pytest.fixture(scope="module")
-def base(encoder: Encoder) -> Exported:
-    return Exported(encoder, "base", dim=4, pooling="mean", product=True, head=[8])
+def base(logs: Logs) -> Exported:
+    return Exported(logs, "base", dim=4, pooling="mean", product=True, head=[8])
 
 
 @pytest.fixture(scope="module")
-def din_outer(encoder: Encoder) -> Exported:
-    return Exported(encoder, "din", interaction="outer", weights="softmax", attention=[6], head=[8])
+def din_outer(logs: Logs) -> Exported:
+    return Exported(logs, "din", interaction="outer", weights="softmax", attention=[6], head=[8])
 
 
 @pytest.fixture(scope="module")
-def dien(encoder: Encoder) -> Exported:
-    return Exported(encoder, "dien", head=[8])
+def dien(logs: Logs) -> Exported:
+    return Exported(logs, "dien", head=[8])
 
 
 @pytest.fixture(scope="module")
-def dsin(encoder: Encoder) -> Exported:
-    return Exported(encoder, "dsin", head=[8])
+def dsin(logs: Logs) -> Exported:
+    return Exported(logs, "dsin", head=[8])
 
 
 @pytest.fixture(scope="module")
-def transformer(encoder: Encoder) -> Exported:
-    return Exported(encoder, "transformer", dim=4, head=[8])
+def transformer(logs: Logs) -> Exported:
+    return Exported(logs, "transformer", dim=4, head=[8])
 
 
 EVERY = ["din", "base", "din_outer", "dien", "dsin", "transformer"]
@@ -126,34 +179,17 @@ def test_the_graph_is_the_network(name: str, request: pytest.FixtureRequest) -> 
     assert 0 < max(worst.values()) <= 1e-5
 
 
-SMALL: dict[str, Any] = {"dim": 4, "head": [8]}
-
-
-@pytest.mark.parametrize(
-    ("model", "options", "logs"),
-    [
-        ("lr", {}, "encoder"),
-        ("fnn", SMALL, "encoder"),
-        ("wide_deep", SMALL, "shop_encoder"),
-        ("pnn", {**SMALL, "products": "both"}, "encoder"),
-        ("deepfm", SMALL, "encoder"),
-        ("nfm", {**SMALL, "head_activation": "dice"}, "encoder"),
-    ],
-)
+@pytest.mark.parametrize("model", CROSSINGS)
 def test_the_graph_of_a_crossing_is_the_network(
-    model: str, options: dict[str, Any], logs: str, request: pytest.FixtureRequest
+    model: str, exported: Callable[[str], Exported]
 ) -> None:
     """Within 1e-5; the shop has two tasks, and fields of every group and kind."""
-    of: Encoder = request.getfixturevalue(logs)
-    tasks = len(of.schema.tasks)
-    calibration = Calibration((1.3, 0.7)[:tasks], (-0.4, 0.2)[:tasks])
-    network = lively(of, model, **options)
-    graph = export(network, calibration, of)
-    assert 0 < max(parity(network, calibration, of, graph).values()) <= 1e-5
-    batches = [random_batch(of, 2, t, n, seed=t) for t, n in ((0, 3), (4, 40), (1, 1))]
-    loaded = session(graph)
-    alone = np.concatenate([run(loaded, each) for each in batches])
-    np.testing.assert_allclose(run(loaded, merge(batches)), alone, rtol=0, atol=1e-5)
+    made = exported(model)
+    worst = parity(made.network, made.calibration, made.encoder, made.graph)
+    assert 0 < max(worst.values()) <= 1e-5
+    batches = [made.batch(2, t, n, seed=t) for t, n in ((0, 3), (4, 40), (1, 1))]
+    alone = np.concatenate([run(made.session, each) for each in batches])
+    np.testing.assert_allclose(run(made.session, merge(batches)), alone, rtol=0, atol=1e-5)
     assert alone.std() > 0.1
 
 
@@ -166,6 +202,36 @@ def test_how_far_it_is_is_counted(din: Exported) -> None:
     cases = len(compared) - 1
     assert compared == list(range(cases + 1))
     assert din.told[-1] == ("compare with PyTorch", cases, cases)
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_a_service_takes_a_version_of_every_model(
+    model: str, exported: Callable[[str], Exported], tmp_path: Path
+) -> None:
+    """Its files, the encoding of its golden requests, their scores on the service's engine, and
+    every row of its tables."""
+    made = exported(model)
+    requests = golden_requests(made.logs)
+    batch = bundle.encode_golden(made.encoder, requests)
+    exact = exact_logits(copy.deepcopy(made.network).double(), made.calibration, batch)
+    assert exact.std() > 0.1
+    repository = Repository(tmp_path, made.logs.schema.name)
+    number = repository.publish(
+        lambda folder: bundle.write(
+            folder,
+            schema_text=made.logs.schema_text,
+            encoder=made.encoder,
+            graph=made.graph,
+            golden=bundle.Golden(requests, batch, exact.astype(np.float32)),
+            metrics={},
+            lineage={},
+        )
+    )
+    opened = repository.open(number)
+    opened.check_encoding()
+    engine = OnnxEngine.open(opened.graph, "cpu")
+    opened.check_scores(lambda golden: engine.run(golden).logit, TOLERANCE["cpu"])
+    sweep(engine, opened.encoder)
 
 
 def test_the_calibration_is_part_of_the_graph(din: Exported) -> None:
@@ -257,44 +323,28 @@ def test_the_graph_says_how_much_each_behaviour_weighs(din: Exported) -> None:
     assert not weight[3:, 1:].any()
 
 
-TWO = Calibration((1.3, 0.8), (-0.4, 0.2))
-SEVERAL: dict[str, dict[str, Any]] = {
-    "shared_bottom": {"bottom": [6]},
-    "mmoe": {"experts": 3, "expert": [6]},
-    "ple": {"expert": [6], "task_experts": 1, "head_activation": "prelu"},
-    "esmm": {},
-}
-
-
-@pytest.fixture(scope="module")
-def two_tasks() -> Encoder:
-    """Clicks and conversions, with a user field."""
-    world = World(users=20, items=60, categories=20, seed_clicks=5, conversions=True)
-    return learn_encoder(world.logs(30))
-
-
-def several(model: str, encoder: Encoder) -> Network:
-    options = {"attention": [6], "weights": "softmax", "head": [6], **SEVERAL[model]}
-    return lively(encoder, model, **options)
-
-
 @pytest.mark.parametrize("model", SEVERAL)
-def test_the_graph_of_several_tasks_is_the_network(model: str, two_tasks: Encoder) -> None:
+def test_the_graph_of_several_tasks_is_the_network(
+    model: str, exported: Callable[[str], Exported]
+) -> None:
     """Experts that end in Dice, gates and products: all tasks within 1e-5 in every case."""
-    network = several(model, two_tasks)
-    graph = export(network, TWO, two_tasks)
-    assert 0 < max(parity(network, TWO, two_tasks, graph).values()) <= 1e-5
+    made = exported(model)
+    worst = parity(made.network, made.calibration, made.encoder, made.graph)
+    assert 0 < max(worst.values()) <= 1e-5
 
 
-def test_a_product_keeps_its_logit_where_probabilities_do_not(two_tasks: Encoder) -> None:
+def test_a_product_keeps_its_logit_where_probabilities_do_not(
+    exported: Callable[[str], Exported],
+) -> None:
     """Towers that are certain, of either task: the graph's float32 holds to float64."""
-    network = several("esmm", two_tasks)
+    encoder = exported("esmm").encoder
+    network = copy.deepcopy(exported("esmm").network)
     with torch.no_grad():
         for tower in network.head.towers:
             tower.layers[-1].weight *= 200
             tower.layers[-1].bias *= 0
     exact = copy.deepcopy(network).double()
-    batch = random_batch(two_tasks, 3, 4, 1000, seed=1)
+    batch = random_batch(encoder, 3, 4, 1000, seed=1)
     own: list[torch.Tensor] = []
     for tower in exact.head.towers:
         tower.register_forward_hook(lambda *call: own.append(call[2][:, 0]))
@@ -302,5 +352,5 @@ def test_a_product_keeps_its_logit_where_probabilities_do_not(two_tasks: Encoder
     click, conversion = own
     for signs in itertools.product((1, -1), repeat=2):
         assert ((signs[0] * click > 40) & (signs[1] * conversion > 40)).any()
-    found = run(session(export(network, TWO, two_tasks)), batch)
+    found = run(session(export(network, TWO, encoder)), batch)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)

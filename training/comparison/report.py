@@ -39,6 +39,7 @@ def report(order: Order, encoded: Encoded, logs_digest: str, work: Work) -> dict
     if order.seeds == 1:
         notes.append("One seed: no spread over seeds and no test over seeds.")
     models: dict[str, Model] = {each.label: _measured(order, each) for each in lineup.entrants}
+    notes += _no_better_than_chance(lineup.baseline, models[lineup.baseline]["metrics"])
     best = _best(models)
     for label, model in models.items():
         rivals = {"baseline": lineup.baseline, "best": best}
@@ -48,7 +49,6 @@ def report(order: Order, encoded: Encoded, logs_digest: str, work: Work) -> dict
             if rival != label
         }
         model["metrics"] |= _rela_impr(model["metrics"], models[lineup.baseline]["metrics"])
-    notes += _no_better_than_chance(lineup.baseline, models[lineup.baseline]["metrics"])
     bins = _by_user(order, encoded, models, work)
     latency, latency_of = _costs(order, encoded, models, notes, work)
     return {

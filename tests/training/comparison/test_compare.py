@@ -99,15 +99,19 @@ def test_the_report_says_what_the_runs_measured(whole: tuple[Path, str]) -> None
         assert model["onnx_bytes"] == (runs[0].folder / "model.onnx").stat().st_size
         assert len(report["timings"]["samples_per_s"][label]["values"]) == 2
     din = report["models"]["DIN"]
+    unmeasured: list[str] = []
     for name in ("auc", "gauc", "buy.auc", "buy.gauc"):
         if min(values["base", name]) <= 0.5:  # a baseline no better than chance measures nothing
             assert f"rela_impr.{name}" not in din["metrics"]
+            unmeasured.append(name)
             continue
         expected = [
             metrics.rela_impr(ours, theirs)
             for ours, theirs in zip(values["DIN", name], values["base", name], strict=True)
         ]
         assert din["metrics"][f"rela_impr.{name}"]["values"] == pytest.approx(expected)
+    told = [note.partition(":")[0] for note in report["notes"] if "No RelaImpr" in note]
+    assert told == ([f"No RelaImpr of {', '.join(unmeasured)}"] if unmeasured else [])
     against = din["against"]["baseline"]
     for name in METRICS:
         found = over_seeds(values["DIN", name], values["base", name])
