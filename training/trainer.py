@@ -152,8 +152,6 @@ class Trainer:
         at, recent = self.progress, list[float]()
         if self.warm and not at.evaluations:
             self._evaluate(report)
-        total = round(len(self.data["train"]) * self.config.epochs)
-        report("train", at.impressions, total, {})  # a plan of the batches comes first
         begin = time.perf_counter()
         for batch, label, size in self._batches():
             if at.done:
@@ -165,7 +163,7 @@ class Trainer:
             report(
                 "train",
                 at.impressions,
-                total,
+                round(len(self.data["train"]) * self.config.epochs),
                 {"loss": loss, "waited": at.waited / at.seconds},
             )
             evaluated = at.step % every == 0 or at.step == self.steps

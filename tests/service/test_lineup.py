@@ -76,16 +76,18 @@ def test_a_share_of_the_requests_is_shadowed(versions: list[Version]) -> None:
 
 
 def test_lineups_differ_by_versions_and_by_shares(versions: list[Version], tmp_path: Path) -> None:
-    """The same number loaded anew is another version."""
+    """The same number loaded anew is another version, and a canary that is started again another
+    canary."""
     one, two, three = versions
-    lineup = Lineup(one, two, 0.1, three, 0.2)
-    assert lineup.same(Lineup(one, two, 0.1, three, 0.2))
+    lineup = Lineup(one, two, 0.1, "then", three, 0.2)
+    assert lineup.same(Lineup(one, two, 0.1, "then", three, 0.2))
     assert lineup.versions() == [one, two, three]
     others = [
-        Lineup(two, one, 0.1, three, 0.2),
-        Lineup(one, two, 0.2, three, 0.2),
-        Lineup(one, two, 0.1, three, 0.3),
-        Lineup(one, two, 0.1),
+        Lineup(two, one, 0.1, "then", three, 0.2),
+        Lineup(one, two, 0.2, "then", three, 0.2),
+        Lineup(one, two, 0.1, "now", three, 0.2),
+        Lineup(one, two, 0.1, "then", three, 0.3),
+        Lineup(one, two, 0.1, "then"),
         None,
     ]
     assert not any(lineup.same(other) for other in others)

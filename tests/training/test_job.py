@@ -527,5 +527,7 @@ def test_a_failing_process_shows_no_traceback(tmp_path: Path) -> None:
     )
     assert ended.returncode == 1
     assert ended.stdout == ""
-    assert len(ended.stderr.splitlines()) == 1
-    assert ended.stderr.startswith(f"error: {data}/schema.toml: file: expected a readable file")
+    # On a slow machine it is also told that PyTorch is still being loaded.
+    told = [line for line in ended.stderr.splitlines() if not line.startswith("load PyTorch: ")]
+    assert len(told) == 1
+    assert told[0].startswith(f"error: {data}/schema.toml: file: expected a readable file")

@@ -26,6 +26,7 @@ from model.contract.labels import LabelFile
 from model.contract.log import Erased
 from model.contract.repository import Repository
 from model.network import Network
+from terminal.progress import Update
 from tests.support import ROOT
 from tests.training import days
 from tests.training.collecting import collect
@@ -75,13 +76,15 @@ def one_graph_each() -> Iterator[None]:
     """The graph of one and the same network is made once: most tests retrain on the same days."""
     graphs: dict[bytes, bytes] = {}
 
-    def exported(network: Network, calibration: Calibration, encoder: Encoder) -> bytes:
+    def exported(
+        network: Network, calibration: Calibration, encoder: Encoder, update: Update
+    ) -> bytes:
         values = [*network.state_dict().values(), calibration.slope, calibration.offset]
         key = hashlib.sha256(f"{encoder.schema.fingerprint} {network}".encode())
         for value in values:
             key.update(np.asarray(value).tobytes())
         if key.digest() not in graphs:
-            graphs[key.digest()] = export(network, calibration, encoder)
+            graphs[key.digest()] = export(network, calibration, encoder, update)
         return graphs[key.digest()]
 
     with pytest.MonkeyPatch.context() as patch:
