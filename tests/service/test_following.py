@@ -66,6 +66,15 @@ class Followed:
         graph.write_bytes(graph.read_bytes()[:-1])
         os.utime(graph.parent / "manifest.json")
 
+    def labels_are_read_only(self, so: bool) -> None:
+        """As good as that, for every user: where the lock lies is a folder."""
+        lock = self.root / "toy" / ".labels.lock"
+        if so:
+            lock.unlink()
+            lock.mkdir()
+        else:
+            lock.rmdir()
+
     def metric(self, name: str) -> float:
         return metrics(self.telemetry)[name]
 
@@ -253,14 +262,12 @@ def test_where_labels_can_not_be_written_the_decision_stands_here(followed: Foll
     followed.labels.promote(1)
     followed.labels.start_canary(2, 0.5)
     followed.look()
-    lock = followed.root / "toy" / ".labels.lock"
-    lock.unlink()
-    lock.mkdir()  # as good as read-only, for every user
+    followed.labels_are_read_only(True)
     fail(followed, canary=10, of=10)
     for _ in range(3):
         followed.look()
         assert followed.lineup().canary_share == 0
-    lock.rmdir()
+    followed.labels_are_read_only(False)
     assert followed.labels.read().canary_share == 0.5
     followed.labels.start_canary(2, 0.25)
     followed.look()
@@ -282,9 +289,7 @@ def test_a_canary_that_failed_is_told_of_until_the_labels_change(followed: Follo
     followed.labels.promote(1)
     labels = followed.labels.start_canary(2, 0.5)
     asyncio.run(followed.registry.renew())
-    lock = followed.root / "toy" / ".labels.lock"
-    lock.unlink()
-    lock.mkdir()
+    followed.labels_are_read_only(True)
     fail(followed, canary=10, of=10)
     asyncio.run(followed.registry.renew())
     silent = False
@@ -292,7 +297,7 @@ def test_a_canary_that_failed_is_told_of_until_the_labels_change(followed: Follo
         asyncio.run(followed.registry.renew())
     assert [(each.version, each.since) for each in heard] == [(2, labels.canary_since)] * 2
     assert "10 of 10 requests failed" in heard[0].why
-    lock.rmdir()
+    followed.labels_are_read_only(False)
     asyncio.run(followed.registry.renew())
     assert followed.labels.read().canary_share == 0
     assert len(heard) == 2
@@ -303,12 +308,10 @@ def test_a_canary_that_is_started_again_unseen_is_tried_again(followed: Followed
     followed.labels.promote(1)
     followed.labels.start_canary(2, 0.5)
     followed.look()
-    lock = followed.root / "toy" / ".labels.lock"
-    lock.unlink()
-    lock.mkdir()
+    followed.labels_are_read_only(True)
     fail(followed, canary=10, of=10)
     followed.look()
-    lock.rmdir()
+    followed.labels_are_read_only(False)
     followed.labels.stop_canary()
     followed.labels.start_canary(2, 0.5)
     followed.look()
@@ -325,13 +328,11 @@ def test_labels_that_could_not_be_written_for_a_while_are_written_then(
     followed.labels.promote(1)
     followed.labels.start_canary(2, 0.5)
     followed.look()
-    lock = followed.root / "toy" / ".labels.lock"
-    lock.unlink()
-    lock.mkdir()
+    followed.labels_are_read_only(True)
     fail(followed, canary=10, of=10)
     for _ in range(3):
         followed.look()
-    lock.rmdir()
+    followed.labels_are_read_only(False)
     followed.look()
     assert followed.labels.read().canary_share == 0
     assert caplog.text.count("can't be written") == 1
