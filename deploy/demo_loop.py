@@ -62,7 +62,12 @@ CONNECTIONS = 6
 PUBLISHED, REFUSED = 0, 10
 MORNING, NIGHT = 6 * 3600, 22 * 3600
 # Connections outlast a night's retraining, and a busy machine degrades nothing.
-PATIENT = {"timeout_ms": 30_000, "store_timeout_ms": 5_000, "keep_alive_seconds": 3600}
+PATIENT = {
+    "timeout_ms": 30_000,
+    "store_timeout_ms": 5_000,
+    "event_timeout_ms": 30_000,
+    "keep_alive_seconds": 3600,
+}
 # A small world gives few steps of the recipe's size; the retraining takes these over.
 SETTINGS = ("size=64", "epochs=1")
 SHIFT = (0.3, 2.5)

@@ -127,7 +127,7 @@ def test_publishers_at_once_get_versions_of_their_own(tmp_path: Path, fill: Fill
             thread.join()
 
     children = [start(two) for _ in range(3)]
-    patience = time.monotonic() + 30
+    patience = time.monotonic() + 120
     while len(whole(repository)) < 6 and time.monotonic() < patience:
         time.sleep(0.01)
     assert [end(child) for child in children] == [0, 0, 0]

@@ -21,7 +21,7 @@ FILES = {"Dockerfile", ".dockerignore", "docker-compose.yml", "deploy"}
 ENGINE = ROOT.parent / "shared/containers/setup-docker.sh"
 # A machine's own settings must not change what is tested; these reach the engine and packages.
 PASSED_ON = ("PATH", "HOME", "DOCKER_HOST", "DOCKER_CONFIG", "PIP_EXTRA_INDEX_URL")
-_SECONDS = 900
+_SECONDS = 1800
 
 
 def need_engine() -> None:
@@ -54,7 +54,7 @@ class Stack:
         own |= {"SERVICE_PORT": str(port), "REVISION": "0123abc", **settings}
         self.environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         self.environment |= own
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
 
     def close(self) -> None:
         """Take everything away again."""
@@ -107,7 +107,7 @@ class Stack:
         return ended.stdout
 
 
-def until(done: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def until(done: Callable[[], bool], what: str, seconds: float = 600) -> None:
     """Wait for something that needs its time; fails the test when it takes far too long."""
     deadline = time.monotonic() + seconds
     while not done():

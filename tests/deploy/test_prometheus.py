@@ -45,7 +45,7 @@ def running_prometheus(folder: Path, ports: dict[str, int]) -> Iterator[httpx.Cl
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen([program, *options], stdout=log, stderr=log) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=10) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=60) as client,
     ):
         try:
             yield client
@@ -56,7 +56,7 @@ def running_prometheus(folder: Path, ports: dict[str, int]) -> Iterator[httpx.Cl
 def eventually(client: httpx.Client, expression: str, expected: float) -> None:
     """Wait until the sum of an expression is what is expected."""
     found: Any = None
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
             answer = client.get("/query", params={"query": f"sum({expression})"})
@@ -87,7 +87,7 @@ def test_prometheus_scrapes_a_service_and_evaluates_every_rule(tmp_path: Path) -
             assert service.score(user_id="u", candidates=["i1", "i2"]).status_code == 200
         eventually(client, 'dinserve_requests_total{status="200"}', 3)
         eventually(client, "dinserve_candidates_sum", 6)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             groups = client.get("/rules").json()["data"]["groups"]
             health = {rule["name"]: rule["health"] for each in groups for rule in each["rules"]}

@@ -15,7 +15,7 @@ import polars as pl
 
 from model.contract.repository import Repository
 from tests.e2e.test_line import load_histories
-from tests.support import PATIENT, ROOT, TOY, Service, publish_toy, running_redis
+from tests.support import ROOT, TOY, Service, publish_toy, running_redis
 from tests.training.live import base_logs
 from training.collected import Collected
 from training.join import Rules, join
@@ -65,7 +65,7 @@ def test_a_real_service_has_no_skew(tmp_path: Path) -> None:
     text = TOY.replace("history_length = 5", f"history_length = {LENGTH}")
     publish_toy(repository, schema_text=text)
     base_logs(logs / "base", text).write(logs / "base")
-    environment = {**PATIENT, "DINSERVE_LOG_SHARE": "1", "DINSERVE_EVENT_TIMEOUT_MS": "10000"}
+    environment = {"DINSERVE_LOG_SHARE": "1"}
     with running_redis(tmp_path) as redis:
         load_histories(logs / "base", repository, redis.url)
         log = tmp_path / "log"

@@ -39,10 +39,9 @@ def redis(line: Path) -> Iterator[RedisProcess]:
 
 @pytest.fixture(scope="module")
 def service(line: Path, redis: RedisProcess) -> Iterator[Service]:
-    """With the histories of all users stored, and all the time to read them."""
+    """With the histories of all users stored."""
     load_histories(line / "data", line / "repository", redis.url)
-    patient = {"DINSERVE_STORE_TIMEOUT_MS": "10000", "DINSERVE_TIMEOUT_MS": "20000"}
-    with Service(line / "repository", redis.url, log=line / "log", environment=patient) as started:
+    with Service(line / "repository", redis.url, log=line / "log") as started:
         yield started
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.test_line import load_histories
 from tests.store.forms import Guarded, behind_tls, running_cluster
-from tests.support import PATIENT, ROOT, RedisProcess, Service, publish_toy, running_redis
+from tests.support import ROOT, RedisProcess, Service, publish_toy, running_redis
 from training.collected import Collected
 
 USERS = [f"user {number}" for number in range(20)]
@@ -69,7 +69,7 @@ def test_the_line_works_on_every_form_of_the_store(
     now = int(time.time())
     with form(tmp_path_factory.mktemp("store")) as url:
         load_histories(tmp_path, tmp_path / "root", url)
-        environment = {**PATIENT, "DINSERVE_READY_WITHOUT_REDIS": "0"}
+        environment = {"DINSERVE_READY_WITHOUT_REDIS": "0"}
         with Service(
             tmp_path / "root", url, log=tmp_path / "log", environment=environment
         ) as service:

@@ -46,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         subprocess.Popen(program, stdout=output, stderr=output) as process,
     ):
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not _listens(port):
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline

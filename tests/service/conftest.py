@@ -11,7 +11,6 @@ from redis import Redis
 from model.contract.encode import Encoder
 from model.contract.schema import Schema
 from tests.support import (
-    PATIENT,
     TOY,
     RedisProcess,
     Service,
@@ -59,5 +58,5 @@ def service(
 ) -> Iterator[Service]:
     """A running service. Its Redis may be empty or not."""
     log = tmp_path_factory.mktemp("service") / "log"
-    with Service(repository, redis_process.url, log=log, environment=PATIENT) as running:
+    with Service(repository, redis_process.url, log=log) as running:
         yield running

@@ -44,7 +44,7 @@ class Proxy:
         while True:
             status = 0
             with suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(30):
                     reader, writer = await self._connect(port)
                     writer.write(_ASK)
                     status, _, _ = await message(reader)

@@ -44,7 +44,7 @@ class Stub:
     def __call__(self, pieces: Sequence[Piece]) -> list[int]:
         self.calls.append(list(pieces))
         self.entered.set()
-        assert self.gate.wait(30)
+        assert self.gate.wait(120)
         for piece in pieces:
             if piece.fate == "bad":
                 raise Bad(piece.number)

@@ -63,7 +63,7 @@ class Running:
 
     async def until(self, condition: Callable[[dict[str, Any]], bool]) -> None:
         """Until /readyz says so."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not condition((await self.client.get("/readyz")).json()):
                 await asyncio.sleep(0.005)
 
@@ -150,7 +150,7 @@ def test_what_a_canary_can_not_answer_the_stable_version_does(
             assert await service.metric(counted % ("stable", "answered")) == 20
             service.engines[2].trouble = None
             assert await service.version(min(HALF)) == 1
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while labels.read().canary_share:
                     await asyncio.sleep(0.01)
             labels.start_canary(2, 0.5)
@@ -190,7 +190,7 @@ def test_where_labels_are_read_only_the_collector_withdraws_a_failing_canary(
             service.engines[2].trouble = RuntimeError("s3cr3t")
             for user in sorted(HALF)[:20]:
                 assert await service.version(user) == 1
-            async with Redis.from_url(redis_url) as client, asyncio.timeout(30):
+            async with Redis.from_url(redis_url) as client, asyncio.timeout(120):
                 while not await client.exists(withdrawn_key("din")):
                     await asyncio.sleep(0.01)
                 assert await client.ttl(withdrawn_key("din")) > 0
@@ -319,7 +319,7 @@ def test_a_shadow_is_scored_beside_and_seen_in_the_metrics(labels: LabelFile) ->
             await service.until(lambda ready: "shadow" in ready)
             answer = (await service.score("u")).json()
             assert answer["version"] == 1
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while not await service.metric('dinserve_shadow_requests_total{outcome="scored"}'):
                     await asyncio.sleep(0.005)
             logits = [math.log(p / (1 - p)) for p in (each["ctr"] for each in answer["scores"])]
@@ -334,7 +334,7 @@ def test_a_shadow_is_scored_beside_and_seen_in_the_metrics(labels: LabelFile) ->
             assert await service.metric("dinserve_shadow_rank_correlation_sum") == pytest.approx(1)
             service.engines[2].trouble = RuntimeError("s3cr3t")
             assert await service.version("u") == 1
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while not await service.metric('dinserve_shadow_requests_total{outcome="failed"}'):
                     await asyncio.sleep(0.005)
 

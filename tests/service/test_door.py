@@ -58,7 +58,7 @@ async def opened() -> AsyncIterator[tuple[Door, Callers]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.001)
 

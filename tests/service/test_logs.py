@@ -11,7 +11,7 @@ import pytest
 
 from service.logs import REQUEST, JsonLines
 from tests.service.test_workers import NO_REDIS
-from tests.support import PATIENT, Service, publish_toy, spoilt_for
+from tests.support import Service, publish_toy, spoilt_for
 
 SECRET = "s3cr3t"
 ASK = {"user_id": f"{SECRET}-user", "candidates": ["i1", f"{SECRET}-item"]}
@@ -22,9 +22,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service without Redis, whose model can't score item i40 for who has seen it."""
     folder = tmp_path_factory.mktemp("alone")
     publish_toy(folder / "repository", change_graph=spoilt_for("i40", 1e10))
-    with Service(
-        folder / "repository", NO_REDIS, log=folder / "log", environment=PATIENT
-    ) as running:
+    with Service(folder / "repository", NO_REDIS, log=folder / "log") as running:
         yield running
 
 

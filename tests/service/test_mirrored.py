@@ -17,7 +17,7 @@ from model.contract.repository import Repository
 from tests.service.test_metrics import value
 from tests.service.test_service import in_process
 from tests.service.test_workers import NO_REDIS, until
-from tests.support import PATIENT, Service, publish_toy
+from tests.support import Service, publish_toy
 
 
 def test_what_is_pushed_is_served(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_what_is_pushed_is_served(tmp_path: Path) -> None:
     labels, a rollback among them."""
     source = Repository(tmp_path / "source", "toy")
     url = f"file://{tmp_path}/store"
-    environment = {**PATIENT, "DINSERVE_MIRROR": url, "DINSERVE_POLL_SECONDS": "0.05"}
+    environment = {"DINSERVE_MIRROR": url, "DINSERVE_POLL_SECONDS": "0.05"}
     log = tmp_path / "log"
 
     def push() -> None:

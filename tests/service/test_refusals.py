@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model.contract.repository import Repository
 from tests.service.test_verify import reseal
-from tests.support import PATIENT, Service, publish_toy, spoilt_for
+from tests.support import Service, publish_toy, spoilt_for
 
 MAX_BYTES = 100_000
 
@@ -60,7 +60,6 @@ def test_a_bad_version_is_refused_by_its_reason_and_the_old_one_serves(tmp_path:
     root = tmp_path / "root"
     publish_toy(root)
     environment = {
-        **PATIENT,
         "DINSERVE_POLL_SECONDS": "0.02",
         "DINSERVE_MAX_BUNDLE_BYTES": str(MAX_BYTES),
     }
@@ -93,7 +92,7 @@ def test_a_bad_version_is_refused_by_its_reason_and_the_old_one_serves(tmp_path:
         for at, (reason, spoil, options) in enumerate(bad, 2):
             before = refused(reason)
             publish_bad(at, spoil, **options)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while refused(reason) == before:
                 assert time.monotonic() < deadline, (reason, service.logs())
                 assert service.client.get("/readyz").json() == ready
@@ -103,7 +102,7 @@ def test_a_bad_version_is_refused_by_its_reason_and_the_old_one_serves(tmp_path:
         assert service.client.get("/readyz").json() == ready
         number = publish_toy(root, bias=1.0)
         assert number == 2 + len(bad)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while service.client.get("/readyz").json()["version"] != number:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -124,7 +124,7 @@ class Slow:
         self.failing = False
 
     def run(self, batch: Batch, weight: bool = False) -> Scores:
-        assert self.gate.wait(30)
+        assert self.gate.wait(120)
         if self.failing:
             raise RuntimeError("s3cr3t")
         return self._inner.run(batch, weight)

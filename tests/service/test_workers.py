@@ -28,7 +28,7 @@ from model.contract.repository import Repository
 from service.app import create_app
 from service.engine import EngineError
 from service.settings import Settings
-from tests.support import PATIENT, ROOT, Service, publish_toy
+from tests.support import ROOT, Service, publish_toy
 
 NO_REDIS = "redis://127.0.0.1:1/0"
 WHOLE = {"history": [], "user": {"gender": "F", "income": 1.0}}  # the store is not asked
@@ -45,10 +45,9 @@ class Workers(Service):
 
     def __init__(self, repository: Path, log: Path, *options: str, **environment: str) -> None:
         options = ("--workers", "2", "--port", "0", *options)
-        environment = {**PATIENT, **environment}
         super().__init__(repository, NO_REDIS, *options, log=log, environment=environment)
 
-    def wait(self, path: str, seconds: float = 60) -> None:
+    def wait(self, path: str, seconds: float = 120) -> None:
         """Until both workers are ready."""
         until(lambda: self.process.poll() is not None or "listening on" in self.logs())
         found = re.search(r"listening on \S+ port (\d+)", self.logs())
@@ -133,7 +132,7 @@ class Connection:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -433,7 +432,7 @@ def test_stopped_workers_finish_what_they_began(tmp_path: Path) -> None:
             statuses = [status for load in loads for status in load.result()]
         assert len(statuses) > 20
         assert set(statuses) == {200}
-        assert service.process.wait(30) == 0
+        assert service.process.wait(120) == 0
         assert "Traceback" not in service.logs()
         assert not any(alive(pid) for pid in pids)
         assert not metrics.exists()
@@ -475,7 +474,7 @@ def test_who_connected_before_the_end_is_served(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGCONT)
         for caller in waiting:
             assert caller.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
-        assert service.process.wait(30) == 0
+        assert service.process.wait(120) == 0
 
 
 def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:

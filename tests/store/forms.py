@@ -27,7 +27,7 @@ SERVICE = "din"
 THIRDS = (SLOTS // 3, SLOTS * 2 // 3, SLOTS)
 
 
-def until(true: Callable[[], Any], seconds: float = 30) -> None:
+def until(true: Callable[[], Any], seconds: float = 120) -> None:
     """Wait for something to be true; Redis failing is not yet."""
     deadline = time.monotonic() + seconds
     while True:
@@ -244,7 +244,7 @@ def behind_tls(port: int, folder: Path) -> Iterator[tuple[int, Path]]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve(stop)))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield found[0], folder / "ca.pem"
     finally:
         loop.call_soon_threadsafe(stop.set)
@@ -279,7 +279,7 @@ def speaking_tls(folder: Path) -> Iterator[int]:
 
 
 def _said(command: list[str | Path]) -> bytes:
-    ended = subprocess.run(command, capture_output=True, timeout=10, check=False)
+    ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
     return ended.stdout + ended.stderr
 
 

@@ -122,7 +122,7 @@ def test_a_job_finds_a_slot_anew(cluster: Cluster, moving: tuple[str, Redis, Red
     """A client of the old owner is told so; after that the new one is asked."""
     key, source, target = moving
     slot = key_slot(key.encode())
-    with Clients(StoreUrl.parse(cluster.url), 5) as clients:
+    with Clients(StoreUrl.parse(cluster.url), 60) as clients:
         assert clients.of(key).get(key) == key.encode()
         assert len(clients.all()) == 3
         assert sum(len(keys) for _, keys in clients.by_node(KEYS)) == len(KEYS)

@@ -36,7 +36,7 @@ def secured(
 
 
 async def asked_once(url: StoreUrl) -> None:
-    store = reach(url, limit=1, connect_seconds=30.0)
+    store = reach(url, limit=1, connect_seconds=60.0)
     try:
         await store.check()
     finally:
@@ -50,7 +50,7 @@ def by_service(url: StoreUrl) -> None:
 
 def by_job(url: StoreUrl) -> None:
     """Ask as jobs do. Raises what that raises."""
-    with Clients(url, 5) as clients:
+    with Clients(url, 60) as clients:
         clients.of("k").ping()
 
 
@@ -122,7 +122,7 @@ def test_what_is_not_proved_is_not_trusted(
     """A server of another authority, a client without a certificate, a file that is not there, a
     server of another name, and plain text end as errors, of the connection at the latest, which
     say why in words, also where it is one of several that are asked."""
-    monkeypatch.setattr("store.nodes._LOOK_SECONDS", 10.0)  # a busy machine must not be the reason
+    monkeypatch.setattr("store.nodes._LOOK_SECONDS", 60.0)  # a busy machine must not be the reason
     port, folder = secured
     own = f"ssl_certfile={folder / 'client.pem'}&ssl_keyfile={folder / 'client.key'}"
     authority, scheme, host = folder / "ca.pem", "rediss", "localhost"

@@ -17,7 +17,7 @@ class Log(io.StringIO):
     """What a console wrote that is no terminal; `until` waits for it."""
 
     def until(self, text: str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not re.search(text, self.getvalue()):
             assert time.monotonic() < deadline, self.getvalue()
             time.sleep(0.01)

@@ -61,7 +61,7 @@ def client(server: RedisProcess) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def clients(server: RedisProcess) -> Iterator[Clients]:
-    with Clients(StoreUrl.parse(server.url), 10) as found:
+    with Clients(StoreUrl.parse(server.url), 60) as found:
         yield found
 
 
@@ -76,7 +76,7 @@ def once(server: RedisProcess, logs: Path, consumer: str = "c", pace: Pace = EAG
     gather(source, logs, pace)
 
 
-def until(true: Callable[[], bool], seconds: float = 30) -> None:
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -336,7 +336,7 @@ def test_the_command_ends_well_when_it_is_told_to(
         until(lambda: bool(client.exists(log_key("din", 0))) and pending(client) == 1)
         process.send_signal(signal.SIGTERM)
         rest = process.stdout.read()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     assert b'"written"' in rest
     assert b'"ended"' in rest
     assert items(on_disk(logs, "events")) == ["a"]

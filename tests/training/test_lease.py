@@ -37,7 +37,7 @@ def test_it_is_renewed_while_its_holder_works(tmp_path: Path) -> None:
     """The expiry moves on; nobody takes over a holder that works longer than the lease lasts."""
     with Lease(tmp_path, "lease", seconds=0.3).held() as lease:
         before = expiry = json.loads((tmp_path / "lease.1").read_text())["expires"]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while expiry < before + 0.6:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -56,7 +56,7 @@ def test_that_of_a_killed_process_goes_to_one_other_once_it_expires(tmp_path: Pa
     gate = tmp_path.parent / f"{tmp_path.name}-gate"
 
     def taker() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:
                 with Lease(tmp_path, "lease", seconds=60).held():

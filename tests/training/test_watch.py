@@ -97,7 +97,7 @@ def test_a_canary_that_is_off_loses_its_traffic(
         text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
         process.terminate()
         rest = list(told)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     assert not [each for each in rest if each["event"] == "canary_withdrawn"]
     assert (line["model"], line["version"]) == ("toy", 2)
     assert line["ratio"] == pytest.approx(4, rel=0.2)
