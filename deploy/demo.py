@@ -22,6 +22,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,13 @@ from deploy.processes import (
     service,
 )
 from deploy.shop import Shop
-from terminal.progress import progress
+from terminal.progress import Update, progress
 
 CANDIDATES = 200
 WARM_UP = 30
 SHOWN = 10
+READY_SECONDS = 5
+START = "until ready (s)"
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,11 @@ def demo(console: Console, var: Path) -> dict[str, Any]:
         log = var / "service.log"
         with ExitStack() as running:
             with steps.step("Start the service"), progress(console) as update:
-                update("until ready", 0, 0, {})
                 began = time.perf_counter()
-                process = running.enter_context(service(repository, name, url, port, log))
+                waited = partial(tell_start, update)
+                process = running.enter_context(service(repository, name, url, port, log, waited))
                 ready = time.perf_counter() - began
+                update(START, round(ready), round(ready), {})
             client = running.enter_context(closing(Client(port)))
             shop = Shop.open(data, schema, source.titles)
             with steps.step("POST /score"):
@@ -207,6 +211,12 @@ def next_run(folder: Path) -> Path:
 def shown(path: Path) -> str:
     """A path as a reader at the root of the project would write it."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def tell_start(update: Update, seconds: float) -> None:
+    """The service is to be ready within `READY_SECONDS`; what is late is always about to be."""
+    so_far = int(seconds)
+    update(START, so_far, max(READY_SECONDS, so_far + 1), {})
 
 
 def show_score(console: Console, client: Client, shop: Shop) -> None:

@@ -62,7 +62,7 @@ CONNECTIONS = 6
 PUBLISHED, REFUSED = 0, 10
 MORNING, NIGHT = 6 * 3600, 22 * 3600
 # Connections outlast a night's retraining, and a busy machine degrades nothing.
-PATIENT = {
+PATIENT: dict[str, Any] = {
     "timeout_ms": 30_000,
     "store_timeout_ms": 5_000,
     "event_timeout_ms": 30_000,

@@ -113,11 +113,13 @@ def service(
     redis_url: str,
     port: int,
     log: Path | None,
+    waited: Callable[[float], object] = lambda _: None,
     **settings: object,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The service on loopback, once it is ready; its output goes to ``log``, or is shown.
 
-    ``settings`` are those of `service.settings`. Raises `StepError`.
+    Until then ``waited`` is told again and again for how many seconds. ``settings`` are those of
+    `service.settings`. Raises `StepError`.
     """
     command = [sys.executable, "-m", "service", "serve", "--repository", str(repository)]
     command += ["--name", name, "--redis-url", redis_url, "--host", HOST, "--port", str(port)]
@@ -125,7 +127,7 @@ def service(
     asked = {"drain_seconds": 0, **settings}
     given = {f"DINSERVE_{key.upper()}": str(value) for key, value in asked.items()}
     with _running(command, log, given) as process:
-        _wait(lambda: _is_ready(port), process, log, "the service", seconds=60)
+        _wait(lambda: _is_ready(port), process, log, "the service", 60, waited)
         yield process
 
 
@@ -209,10 +211,12 @@ def _wait(
     log: Path | None,
     what: str,
     seconds: float,
+    waited: Callable[[float], object] = lambda _: None,
 ) -> None:
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not is_up():
-        if process.poll() is not None or time.monotonic() > deadline:
+        waited(so_far := time.monotonic() - began)
+        if process.poll() is not None or so_far > seconds:
             text = log.read_text(errors="replace")[-4000:] if log is not None else ""
             raise StepError(f"{what} did not start\n{text}".strip())
         time.sleep(0.05)

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 Update = Callable[[str, int, int, Mapping[str, float]], None]
@@ -58,12 +59,12 @@ class _Stages:
         self.console = console
         self.bars = Progress(
             TextColumn("{task.description:<10}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12, table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[count]}"),
-            _Rate(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            _Rate(table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            _Figures(),
             console=console,
             disable=not console.is_interactive,
         )
@@ -117,6 +118,13 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(_rate(task), style="progress.data.speed")
+
+
+class _Figures(ProgressColumn):
+    """What is cut where a terminal is narrow: in the only column that may shrink."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
 
 
 def _rate(task: Task) -> str:

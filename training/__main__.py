@@ -249,11 +249,12 @@ def fit(
 ) -> None:
     """Train a model, stop early by validation GAUC, calibrate it, measure it on the test set."""
     from terminal.progress import progress
+    from training.loading import loading
 
     with progress(console) as update:
-        update("load PyTorch", 0, 0, {})
-        from training import report
-        from training.fit import fit as run_fit
+        with loading(update):
+            from training import report
+            from training.fit import fit as run_fit
 
         fitted = run_fit(
             data,
@@ -298,12 +299,13 @@ def evaluate(
 ) -> None:
     """Measure a run on the test impressions of its logs; one row per impression if asked."""
     from terminal.progress import progress
+    from training.loading import loading
 
     with progress(console) as update:
-        update("load PyTorch", 0, 0, {})
-        from training import metrics, report
-        from training.fit import baseline as baseline_metrics
-        from training.fit import evaluate as run_evaluate
+        with loading(update):
+            from training import metrics, report
+            from training.fit import baseline as baseline_metrics
+            from training.fit import evaluate as run_evaluate
 
         base = baseline_metrics(baseline, run, data) if baseline is not None else None
         measured, frame, left_out = run_evaluate(
@@ -328,11 +330,12 @@ def export(
 ) -> None:
     """Export a run to ONNX, hold it against PyTorch, and publish it as the next version."""
     from terminal.progress import progress
+    from training.loading import loading
 
     with progress(console) as update:
-        update("load PyTorch", 0, 0, {})
-        from training.publish import publish
-        from training.run import Run
+        with loading(update):
+            from training.publish import publish
+            from training.run import Run
 
         found, version, worst = publish(Run(run), repository, update)
     console.print(

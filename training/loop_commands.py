@@ -280,9 +280,9 @@ def retrain(
 
     from model.contract.schema import Schema
     from terminal.progress import progress
+    from training.loading import loading
 
-    with progress(console) as update:
-        update("load PyTorch", 0, 0, {})
+    with progress(console) as update, loading(update):
         from training.announce import Announcement, stopped_by_signal
         from training.gate import rules
         from training.lease import LeaseError

@@ -23,8 +23,8 @@ class Log(io.StringIO):
             time.sleep(0.01)
 
 
-def console(file: io.StringIO, terminal: bool = False) -> Console:
-    return Console(file=file, force_terminal=terminal, force_interactive=terminal, width=100)
+def console(file: io.StringIO, terminal: bool = False, width: int = 100) -> Console:
+    return Console(file=file, force_terminal=terminal, force_interactive=terminal, width=width)
 
 
 def test_a_log_gets_lines_with_count_rate_and_time_left() -> None:
@@ -114,3 +114,15 @@ def test_a_terminal_gets_bars() -> None:
     last = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", file.getvalue()).splitlines()[-2:]
     assert re.match(r"read +━+ +0:00:00 +0:00:00", last[0])
     assert re.match(r"train +━+ 1,000/1,000 [\d,]+/s 0:00:00 0:00:00 loss 0\.2500", last[1])
+
+
+def test_a_narrow_terminal_cuts_no_rate_and_no_time() -> None:
+    """In 80 columns count, rate, and both times of an epoch of a million are whole."""
+    shown = io.StringIO()
+    with progress(console(shown, terminal=True, width=80)) as update:
+        for done in (10_000, 450_000, 870_000):
+            update("load histories", done, 900_000, {"loss": 0.5, "waited": 0.02})
+            time.sleep(0.02)
+    clock = r"\d:\d\d:\d\d"
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+    assert re.search(rf"870,000/900,000 [\d,]+/s {clock} {clock} ", text)

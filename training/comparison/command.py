@@ -45,9 +45,9 @@ def compare(
 ) -> None:
     """Train models on one split, several seeds each, and write one report: HTML and JSON."""
     from terminal.progress import progress
+    from training.loading import loading
 
-    with progress(console) as update:
-        update("load PyTorch", 0, 0, {})
+    with progress(console) as update, loading(update):
         from training.comparison import entrants, job
         from training.comparison.order import Order
 
