@@ -79,7 +79,7 @@ def promtool(*words: str, text: str = "") -> str:
             pytest.fail("no promtool: install Debian's package prometheus")
         pytest.skip("no promtool: install Debian's package prometheus")
     ended = subprocess.run(
-        [program, *words], input=text, capture_output=True, text=True, timeout=60, check=False
+        [program, *words], input=text, capture_output=True, text=True, timeout=300, check=False
     )
     said = ended.stdout + ended.stderr
     assert ended.returncode == 0, said

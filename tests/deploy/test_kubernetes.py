@@ -31,7 +31,7 @@ def built(request: pytest.FixtureRequest) -> list[Manifest]:
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl: it builds the overlays")
     words = ["kubectl", "kustomize", str(FOLDER / "overlays" / request.param)]
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
     return list(yaml.safe_load_all(ended.stdout))
 

@@ -111,7 +111,7 @@ def test_nights_follow_one_another_whatever_comes_of_them(tmp_path: Path) -> Non
         ended = subprocess.run(
             ["/bin/sh", str(NIGHTLY), "--repository", "r"],
             env={**program, "RETRAIN_AT": at, "RETRAIN_OPTIONS": "--window-days 7"},
-            timeout=60,
+            timeout=300,
             check=False,
         )
         assert ended.returncode == 0

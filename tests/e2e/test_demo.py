@@ -36,7 +36,7 @@ def script(module: str, var: Path, **environment: str) -> Iterator[subprocess.Po
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 def children(pid: int) -> set[int]:
@@ -54,7 +54,7 @@ def var(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def printed(var: Path) -> str:
     """What a demo of a tiny synthetic world prints."""
     with script("deploy.demo", var) as process:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, output
     return output
 
@@ -107,7 +107,7 @@ def test_serve_answers_the_request_it_prints_and_leaves_no_process(var: Path):
         started = children(process.pid)
         assert len(started) == 2
         process.terminate()
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert not any(Path(f"/proc/{pid}").exists() for pid in started)
 
@@ -117,7 +117,7 @@ def test_a_failing_step_ends_it(tmp_path: Path):
     wrong = tmp_path / "ml-1m.zip"
     wrong.write_text("no archive")
     with script("deploy.demo", tmp_path / "var", DATA=str(wrong)) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "not the archive of MovieLens-1M" in output
     assert not output.splitlines()[-1].startswith("{")

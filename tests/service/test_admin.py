@@ -203,7 +203,7 @@ def admin(root: Path, *options: str, key: str | None) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("key", [None, "", "15 characters.."])
 def test_without_a_key_of_its_own_it_does_not_start(key: str | None, root: Path) -> None:
     """One line says what is missing, and not the key itself."""
-    _, errors = (process := admin(root, key=key)).communicate(timeout=60)
+    _, errors = (process := admin(root, key=key)).communicate(timeout=300)
     assert process.returncode == 1
     assert errors.startswith("error: admin")
     assert len(errors.splitlines()) == 1

@@ -259,7 +259,7 @@ def test_a_taken_port_ends_the_service(workers: str, repository: Path) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
     assert (ended.returncode, ended.stdout) == (1, "")

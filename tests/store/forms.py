@@ -279,7 +279,7 @@ def speaking_tls(folder: Path) -> Iterator[int]:
 
 
 def _said(command: list[str | Path]) -> bytes:
-    ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, timeout=300, check=False)
     return ended.stdout + ended.stderr
 
 

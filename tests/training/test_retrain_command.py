@@ -104,7 +104,7 @@ def test_the_line_is_the_last_one_of_both_streams(tmp_path: Path, more: list[str
     retrain = [sys.executable, "-m", "training", "retrain", "--repository", str(tmp_path), *more]
     where = {**os.environ, "PYTHONPATH": str(ROOT)}
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    ended = subprocess.run(retrain, check=False, cwd=tmp_path, env=where, timeout=60, **both)
+    ended = subprocess.run(retrain, check=False, cwd=tmp_path, env=where, timeout=300, **both)
     *before, last = ended.stdout.splitlines()
     assert before
     assert json.loads(last)["status"] == "failed"
