@@ -80,7 +80,7 @@ def test_a_day_goes_round(tmp_path: Path) -> None:
         cwd=ROOT,
         env={**os.environ, **small},
         capture_output=True,
-        timeout=400,
+        timeout=1800,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr.decode()[-3000:]
