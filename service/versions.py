@@ -138,9 +138,11 @@ class Versions:
 
     def rollback(self, why: str = "") -> Labels:
         """Make the stable version before this one stable again."""
-        target = self.file.before(self.labels())
+        labels = self.labels()
+        served = labels.stable if labels.stable is not None else self._newest()
+        target = self.file.before(labels, served)
         self.check(target)
-        return self.file.rollback(why, to=target)
+        return self.file.rollback(why, to=target, served=served)
 
     def pin(self, number: int, why: str = "") -> Labels:
         """Make a version stable for all traffic, and hold it."""
@@ -163,11 +165,15 @@ class Versions:
         """Where no version is labelled stable, make the newest valid other one so."""
         if self.labels().stable is not None:
             return
-        others = [number for number in self.repository.versions() if number != beside]
-        valid = next((n for n in reversed(others) if self.facts(n).reason is None), None)
+        valid = self._newest(beside)
         if valid is None:
             raise LabelError(f"there is no other version to be stable beside {beside}")
         self.file.settle(valid, f"version {beside} is put beside it")
+
+    def _newest(self, beside: int | None = None) -> int | None:
+        """The newest valid version but ``beside``, which is served where none is labelled stable."""
+        numbers = [number for number in self.repository.versions() if number != beside]
+        return next((n for n in reversed(numbers) if self.facts(n).reason is None), None)
 
 
 def _on_cpu(graph: Path) -> Engine:

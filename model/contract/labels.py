@@ -181,34 +181,42 @@ class LabelFile:
 
         return self._change(step, why)
 
-    def rollback(self, why: str = "", to: int | None = None) -> Labels:
+    def rollback(self, why: str = "", to: int | None = None, served: int | None = None) -> Labels:
         """Make the stable version before this one stable again. Raises `PinnedError`.
 
-        ``to`` is the version that the caller expects it to be and has looked at.
+        ``to`` is the version that the caller expects it to be and has looked at; ``served`` as in
+        `before`.
         """
 
         def step(labels: Labels) -> Labels:
-            target = self.before(labels)
+            target, *older = self._before(labels, served)
             if to is not None and to != target:
                 raise LabelError(f"version {to} is not the one before; the labels have changed")
             # What is rolled back is not remembered, so that the next rollback goes further back.
-            older = labels.previous
-            if target in older:
-                older = older[older.index(target) + 1 :]
-            return replace(labels.with_stable(target), previous=older)
+            return replace(labels.with_stable(target), previous=tuple(older)[:MAX_PREVIOUS])
 
         return self._change(step, why)
 
-    def before(self, labels: Labels) -> int:
+    def before(self, labels: Labels, served: int | None = None) -> int:
         """The version that a rollback makes stable. Raises `LabelError` where there is none, and
-        `PinnedError`."""
+        `PinnedError`.
+
+        Where none is labelled stable it is the one below what is ``served``, by default the newest.
+        """
+        return self._before(labels, served)[0]
+
+    def _before(self, labels: Labels, served: int | None) -> list[int]:
+        """The versions that rollbacks make stable, one after the other."""
         _unpinned(labels)
         versions = self.repository.versions()
-        known = labels.previous if labels.stable is not None else tuple(reversed(versions[:-1]))
-        target = next((each for each in known if each in versions), None)
-        if target is None:
+        known: Sequence[int] = labels.previous
+        if labels.stable is None:  # each was stable while it was the newest
+            newest = max(versions, default=0) if served is None else served
+            known = [each for each in reversed(versions) if each < newest]
+        found = [each for each in known if each in versions]
+        if not found:
             raise LabelError("no version was stable before this one")
-        return target
+        return found
 
     def pin(self, version: int, why: str = "") -> Labels:
         """Make a version stable for all traffic and hold it: the canary ends, and until `unpin`

@@ -112,8 +112,15 @@ def test_a_rollback_passes_over_versions_that_are_gone(file: LabelFile) -> None:
 
 
 def test_a_rollback_without_labels_is_to_the_version_below_the_newest(file: LabelFile) -> None:
-    """And it stays there when a newer one is published."""
-    assert file.rollback().stable == 4
+    """And it stays there when a newer one is published; the next one goes further back."""
+    assert state(file.rollback()) == Labels(stable=4, previous=(3, 2, 1))
+    assert file.rollback().stable == 3
+
+
+def test_a_rollback_without_labels_goes_back_from_what_is_served(file: LabelFile) -> None:
+    """The newest versions may be refused, and were never served."""
+    assert file.before(file.read(), served=3) == 2
+    assert state(file.rollback(served=3)) == Labels(stable=2, previous=(1,))
 
 
 def test_a_rollback_of_the_only_version_is_refused(tmp_path: Path) -> None:

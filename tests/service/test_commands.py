@@ -177,6 +177,18 @@ def test_a_version_that_can_not_be_served_gets_no_label(command: Command, tmp_pa
     assert LabelFile(Repository(tmp_path, "toy"), by="").read().stable == 2
 
 
+def test_without_labels_rollbacks_go_back_from_the_newest_valid_version(
+    command: Command, tmp_path: Path
+) -> None:
+    """That one is served, not one that is refused; each rollback is a step."""
+    for bias in range(4):
+        publish_toy(tmp_path, bias=float(bias))
+    (tmp_path / "toy/4/golden.npz").write_bytes(b"")
+    for stable in (2, 1):
+        ended = command("rollback", "--repository", tmp_path)
+        assert (ended.status, ended.output) == (0, f"toy: {stable} is stable\n")
+
+
 def test_histories_are_loaded_for_the_stable_version(command: Command, tmp_path: Path) -> None:
     """Its schema says how they are stored, not that of a newer one."""
     publish_toy(tmp_path)
