@@ -15,6 +15,7 @@ from model.contract.labels import Labels
 from service.versions import Listed, Versions
 
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
+_COUNTS = 100.0  # what is as much is counted, not measured
 
 
 def print_versions(versions: Versions) -> None:
@@ -25,16 +26,16 @@ def print_versions(versions: Versions) -> None:
     repository, labels, now = versions.repository, versions.labels(), time.time()
     table = Table(title=f"{repository.name} in {repository.root}: {said(labels)}")
     for column in ("version", "label", "age", "traffic", "state", "metrics", "lineage"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for listed in versions.listed():
         facts = listed.facts
         table.add_row(
             str(listed.version),
             ", ".join(listed.labels),
-            age(now - facts.published),
+            age(now - facts.made),
             _traffic(listed),
             "valid" if facts.reason is None else escape(f"refused: {facts.trouble}"),
-            escape(_lines(facts.metrics)),
+            escape(_figures(facts.metrics)),
             escape(_lines(facts.lineage)),
         )
     Console().print(table)
@@ -68,10 +69,21 @@ def _traffic(listed: Listed) -> str:
     return ", ".join(parts)
 
 
+def _figures(metrics: Mapping[str, Any]) -> str:
+    """Those of the test set, or of the validation set where there is no other, by its name."""
+    for split in ("test", "validation"):
+        if figures := metrics.get(split):
+            return f"{split}\n{_lines(figures)}"
+    return _lines(metrics)
+
+
 def _lines(values: Mapping[str, Any]) -> str:
     """Single values, a line each; histograms, settings and the like stay in the manifest."""
     values = {k: v for k, v in values.items() if isinstance(v, str | int | float)}
-    return "\n".join(
-        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in values.items()
-    )
+    return "\n".join(f"{name} {_text(value)}" for name, value in values.items())
+
+
+def _text(value: str | float) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value >= _COUNTS else f"{value:.4f}"

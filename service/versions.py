@@ -30,10 +30,10 @@ class RefusedError(ValueError):
 class Facts:
     """What a version is; ``reason`` and ``trouble`` say why it can't be served, None when it can.
 
-    ``published`` in seconds since 1970.
+    ``made`` is when, in seconds since 1970: a copy of it, as on another machine, is no younger.
     """
 
-    published: float
+    made: float
     reason: str | None = None
     trouble: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Listed:
     def document(self, now: float) -> dict[str, Any]:
         """As JSON; its age is in seconds."""
         facts = asdict(self.facts)
-        age = max(0.0, now - facts.pop("published"))
+        age = max(0.0, now - facts.pop("made"))
         return {
             "version": self.version,
             "labels": list(self.labels),
@@ -115,13 +115,13 @@ class Versions:
             known = self._known[number] = (stamp, self._verified(number, stamp[0] / 1e9))
         return known[1]
 
-    def _verified(self, number: int, published: float) -> Facts:
+    def _verified(self, number: int, written: float) -> Facts:
         try:
             version = verify(self.repository, number, _on_cpu, max_bytes=self._max_bytes)
         except (BundleError, EngineError) as error:
-            return Facts(published, error.reason, str(error))
+            return Facts(written, error.reason, str(error))
         manifest = version.bundle.manifest
-        return Facts(published, metrics=manifest["metrics"], lineage=manifest["lineage"])
+        return Facts(version.created, metrics=manifest["metrics"], lineage=manifest["lineage"])
 
     def check(self, number: int) -> None:
         """Raises `UnpublishedError` and `RefusedError`."""
@@ -171,7 +171,7 @@ class Versions:
         self.file.settle(valid, f"version {beside} is put beside it")
 
     def _newest(self, beside: int | None = None) -> int | None:
-        """The newest valid version but ``beside``, which is served where none is labelled stable."""
+        """The newest valid version but ``beside``: it is served where none is labelled stable."""
         numbers = [number for number in self.repository.versions() if number != beside]
         return next((n for n in reversed(numbers) if self.facts(n).reason is None), None)
 

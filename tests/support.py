@@ -248,6 +248,7 @@ def publish_toy(
     schema_text: str = TOY,
     alter: Callable[[Batch], Batch] = lambda batch: batch,
     change_graph: Callable[[bytes], bytes] = lambda graph: graph,
+    **lineage: Any,
 ) -> int:
     """Publish a version of the toy model, its golden arrays and its graph altered; its number."""
     schema = Schema.parse(schema_text)
@@ -263,8 +264,8 @@ def publish_toy(
             encoder=encoder,
             graph=graph,
             golden=golden,
-            metrics={"auc": 0.75},
-            lineage={"run": f"bias {bias}"},
+            metrics={"test": {"auc": 0.75, "impressions": 1490.0}, "score_histogram": {}},
+            lineage={"run": f"bias {bias}", **lineage},
         )
 
     return Repository(root, schema.name).publish(fill)

@@ -66,7 +66,7 @@ def test_the_versions_are_listed_with_their_labels(ask: Ask, root: Path) -> None
     assert "model.onnx" in three["trouble"]
     assert (two["labels"], two["traffic"], two["reason"]) == (["stable"], 0.75, None)
     assert (one["labels"], one["traffic"]) == (["canary"], 0.25)
-    assert one["metrics"] == {"auc": 0.75}
+    assert one["metrics"]["test"]["auc"] == 0.75
     assert one["lineage"] == {"run": "bias 0.0"}
     assert 0 <= one["age_seconds"] < 3600
 

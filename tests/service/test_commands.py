@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -102,13 +103,14 @@ def test_histories_are_loaded_before_there_is_a_model(
 
 
 def test_models_lists_what_can_be_served(command: Command, tmp_path: Path) -> None:
-    """Each version with its metrics, and why a bad one is refused."""
+    """Each version with its metrics, of which set they are, and why a bad one is refused."""
     publish_toy(tmp_path)
     publish_toy(tmp_path, bias=1.0)
     (tmp_path / "toy/2/golden.npz").write_bytes(b"")
     listed = command("models", "--repository", tmp_path)
     assert listed.status == 0
-    assert "auc 0.7500" in listed.output
+    for figure in ("test", "auc 0.7500", "impressions 1,490"):
+        assert figure in listed.output
     assert "refused: golden.npz" in listed.output
 
 
@@ -120,7 +122,7 @@ def test_models_lists_labels_age_and_traffic(command: Command, tmp_path: Path) -
     command("canary", 3, "--share", 0.25, *where)
     command("shadow", 1, "--share", 1, *where)
     rows = command("models", *where).output.splitlines()
-    cells = [[cell.strip() for cell in row.split("│")][1:5] for row in rows if " auc " in row]
+    cells = [[cell.strip() for cell in row.split("│")][1:5] for row in rows if " test " in row]
     assert [(cell[0], cell[1], cell[3]) for cell in cells] == [
         ("3", "canary", "0.25"),
         ("2", "stable", "0.75"),
@@ -133,6 +135,15 @@ def test_models_lists_labels_age_and_traffic(command: Command, tmp_path: Path) -
         (2, 0.75, 0.0),
         (1, 0.0, 1.0),
     ]
+
+
+def test_the_age_of_a_version_is_of_when_it_was_made(command: Command, tmp_path: Path) -> None:
+    """A copy of its files, as on another machine, is no younger."""
+    publish_toy(tmp_path, created=time.time() - 3 * 86_400)
+    where = ("--repository", tmp_path)
+    assert "3 d" in command("models", *where).output
+    [listed] = json.loads(command("models", "--json", *where).output)
+    assert 3 * 86_400 <= listed["age_seconds"] < 4 * 86_400
 
 
 def test_versions_are_labelled(command: Command, tmp_path: Path) -> None:
