@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # they bring torch
 
 DAY = "%Y-%m-%d"
 SKEWED = 12
+DAYS, SECONDS = 100_000, 1_000_000_000  # at most, of what has to be a date in the end
 console = Console(stderr=True)
 
 
@@ -64,10 +65,13 @@ def join(
         Path | None, typer.Option(help="TOML file; default: that of the logs' base.")
     ] = None,
     window_seconds: Annotated[
-        int, typer.Option(min=1, help="An outcome counts within this time.")
+        int, typer.Option(min=1, max=SECONDS, help="An outcome counts within this time.")
     ] = 86_400,
     settle_seconds: Annotated[
-        int, typer.Option(min=0, help="Impressions of the logs' last seconds are left out.")
+        int,
+        typer.Option(
+            min=0, max=SECONDS, help="Impressions of the logs' last seconds are left out."
+        ),
     ] = 600,
     validation: Annotated[float, typer.Option(min=0, max=0.5, help="Share of impressions.")] = 0.1,
     test: Annotated[float, typer.Option(min=0, max=0.5, help="Share of the newest.")] = 0.1,
@@ -148,7 +152,9 @@ def collect(
     claim_after: Annotated[
         float, typer.Option(min=0, help="Take over what another has held for so many seconds.")
     ] = 60.0,
-    metrics_port: Annotated[int | None, typer.Option(min=0, help="Prometheus metrics.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Prometheus metrics; 0 picks a port.")
+    ] = None,
     metrics_host: Annotated[str, typer.Option(help="Where they are told.")] = "127.0.0.1",
     metrics_file: Annotated[
         Path | None, typer.Option(help="The same as a textfile, written after each turn.")
@@ -216,6 +222,7 @@ def retrain(
         int | None,
         typer.Option(
             min=1,
+            max=SECONDS,
             help="With --logs: an outcome counts so long after an impression; default: 86400.",
         ),
     ] = None,
@@ -223,6 +230,7 @@ def retrain(
         int | None,
         typer.Option(
             min=0,
+            max=SECONDS,
             help="With --logs: the last impressions, too young, are left out; default: 600.",
         ),
     ] = None,
@@ -237,7 +245,7 @@ def retrain(
         datetime | None,
         typer.Option("--to", formats=[DAY], help="Last day; default: the newest that is over."),
     ] = None,
-    window_days: Annotated[int, typer.Option(min=1, help="Days of the window.")] = 7,
+    window_days: Annotated[int, typer.Option(min=1, max=DAYS, help="Days of the window.")] = 7,
     skip: Annotated[
         list[datetime] | None,
         typer.Option(formats=[DAY], help="A day whose impressions are left out, as poisoned ones."),
@@ -256,7 +264,8 @@ def retrain(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads (results depend on it).")] = 2,
     cold: Annotated[bool, typer.Option("--cold", help="Start from nothing.")] = False,
     forget_days: Annotated[
-        int, typer.Option(min=1, help="Ids not seen for more days than this lose their row.")
+        int,
+        typer.Option(min=1, max=DAYS, help="Ids not seen for more days than this lose their row."),
     ] = 60,
     canary: Annotated[
         float | None,

@@ -120,6 +120,7 @@ def retrain(order: Order, update: Update) -> Outcome:
         raise OrderError(f"--name: expected {name}, of which the logs are")
     repository = Repository(order.repository, name)
     labels = LabelFile(repository, "retrain").read()
+    _window(order, ())
     _configured(order, schema, record.current(repository, labels))  # refused before any work
     lease = Lease(repository.folder / record.WORK, "lease", order.lease_seconds)
     with lease.held():

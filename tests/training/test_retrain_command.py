@@ -70,6 +70,8 @@ def test_each_end_has_its_exit_code_and_its_line(
         never = ("--from", "2020-01-01", "--to", "2020-01-02")
         assert command(*retrain, *wrong, *never) == 2
         assert wrong[1].partition("=")[0] in said(capsys)["error"]
+    assert command(*retrain, "--from", "2020-01-02", "--to", "2020-01-01") == 2
+    assert said(capsys)["error"] == "--from: expected a day not after 2020-01-01"
     assert not (tmp_path / "repository").exists()
     few = (*retrain, "--rule", "impressions=1000000", "--metrics-file", tmp_path / "job.prom")
     assert command(*few) == 10
@@ -96,6 +98,18 @@ def test_each_end_has_its_exit_code_and_its_line(
         "--name: expected synthetic, of which the logs are",
     )
     assert metrics(tmp_path / "job.prom")["status", "failed"] == 1
+
+
+@pytest.mark.parametrize(
+    "option", ["--window-days", "--forget-days", "--label-seconds", "--settle-seconds"]
+)
+def test_a_time_that_no_date_can_hold_is_a_wrong_option(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused where it is read, not where a date overflows."""
+    retrain = ("retrain", "--repository", tmp_path, "--logs", tmp_path)
+    assert command(*retrain, option, 10**12) == 2
+    assert option in said(capsys)["error"]
 
 
 @pytest.mark.parametrize("more", [["--nonsense"], ["--set", "nope"], ["--data", "nowhere"]])
