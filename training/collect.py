@@ -120,7 +120,10 @@ def collect(
             if watching:
                 watch.turn()
             if shown.file is not None:
-                telemetry.save(shown.file)
+                try:
+                    telemetry.save(shown.file)
+                except OSError as error:  # no reason to stop collecting
+                    tell("metrics_file_failed", error=str(error))
 
         drain = Drain(
             streams=streams,

@@ -28,6 +28,7 @@ from terminal.progress import Update, quiet
 from training.collected import Collected
 from training.export import run, session
 from training.histories import Found, Histories
+from training.logs import LogsError
 from training.past import place_of
 
 TOLERANCE = 1e-4
@@ -91,7 +92,10 @@ def replay(
     update: Update = quiet,
 ) -> Skew:
     """Replay the scores of a day, or of all; of a ``sample`` of the requests, drawn by id, and of
-    these the newest ``limit``. Raises `BundleError` and `LogsError`."""
+    these the newest ``limit``. Raises `BundleError`, and `LogsError` where nothing was logged."""
+    if not collected.days("scores"):
+        expected = "logged requests (DINSERVE_LOG_SHARE above 0 has the service log them)"
+        raise LogsError(str(collected.folder), "scores", expected)
     scores = collected.scores(day, day).sort("received", "entry")
     if sample < 1:
         drawn = [key(f"replay:{each}") < sample * 2**64 for each in scores["request_id"]]

@@ -110,7 +110,9 @@ def skew(console: Console, found: Skew) -> None:
     console.print(table)
     for why, count in found.skipped.items():
         console.print(f"not replayed: {count:,}, {why}")
-    if found.first is None:
+    if not found.requests:
+        console.print("nothing was replayed")
+    elif found.first is None:
         console.print("no skew")
     else:
         console.print(

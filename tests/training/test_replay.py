@@ -22,6 +22,7 @@ from tests.support import TOY
 from tests.training.collecting import collect
 from tests.training.live import MORNING, Live, base_logs
 from training.__main__ import app
+from training.logs import LogsError
 from training.replay import Skew, replay
 
 Alter = Callable[[list[Entry]], list[Entry]]
@@ -243,3 +244,18 @@ def test_the_command_says_whether_there_is_skew(
     assert found["skew"] == skewed
     assert found["fields"]["context.hour"] == int(skewed)
     assert ("context.hour" in (found["first"] or {}).values()) == skewed
+
+
+def test_where_nothing_was_logged_there_is_no_word_of_skew(
+    played: tuple[Path, list[Entry]], tmp_path: Path
+) -> None:
+    """A folder without scores is an error; of a day without any it is said."""
+    command = ["replay", "--logs", str(tmp_path), "--repository", str(played[0] / "repository")]
+    ended = CliRunner().invoke(app, command)
+    assert isinstance(ended.exception, LogsError)
+    assert str(ended.exception).startswith(f"{tmp_path}: scores: expected logged requests")
+    replayed(played, tmp_path)
+    ended = CliRunner().invoke(app, [*command, "--day", "2023-11-14"])
+    assert ended.exit_code == 0
+    assert "nothing was replayed" in ended.stderr
+    assert "no skew" not in ended.stderr

@@ -139,6 +139,20 @@ def test_a_collection_by_the_clock_knows_what_was_collected_before(
     assert found["dinserve_collect_waiting_entries", ""] == 0
 
 
+def test_a_metrics_file_that_cant_be_written_stops_no_collection(
+    server: RedisProcess, repository: Repository, tmp_path: Path
+) -> None:
+    """It is told, and what was logged is collected."""
+    logs, away = tmp_path / "logs", tmp_path / "away" / "metrics.prom"
+    command = collecting(server, logs, repository, "--metrics-file", str(away), "--once")
+    with redis.Redis.from_url(server.url, protocol=2) as client:
+        add(client, *traffic(2, said=0.2, clicked=20)[:10])
+    ended = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    (line,) = (json.loads(each) for each in ended.stdout.splitlines() if "metrics_file" in each)
+    assert line["event"] == "metrics_file_failed"
+    assert str(away.parent) in line["error"]
+
+
 class Watched:
     """A watch with all that it tells, and the folder it is told of; its clock can be set on."""
 
