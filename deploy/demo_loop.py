@@ -10,9 +10,10 @@ Regret is what a model's own best page falls short of the best there is, in clic
 world's true probabilities. One day's logs are poisoned: a broken tracker counts places from the
 bottom of the page, so that clicks stand at the wrong items.
 
-Everything is under ``var/loop``. The environment: LOOP_DAYS, LOOP_SHIFT and LOOP_POISON (days,
-from 0), LOOP_USERS, LOOP_ROUNDS (visits of each user a day), LOOP_VAR (another folder). The last
-line on stdout is one JSON object with what was measured.
+Everything is under ``var/loop``, which is emptied first. The environment: LOOP_DAYS, LOOP_SHIFT and
+LOOP_POISON (days, from 0), LOOP_USERS, LOOP_ROUNDS (visits of each user a day), LOOP_VAR (another
+folder, which may hold nothing but an earlier run). The last line on stdout is one JSON object with
+what was measured.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ PATIENT: dict[str, Any] = {
 SETTINGS = ("size=64", "epochs=1")
 SHIFT = (0.3, 2.5)
 _EVENTS = 1000
+_MADE = {"logs", "repository", "never", "run", "loop.png", "report.html"}
+_LOGGED = {"collect.log", "service-repository.log", "service-never.log"}
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,16 @@ class Plan:
 
     @classmethod
     def of_environment(cls) -> Plan:
-        given = {name: os.environ.get(f"LOOP_{name.upper()}") for name in cls.__dataclass_fields__}
+        """Raises `StepError`."""
         usual = {"days": 8, "shift": 2, "poison": 5, "users": 500, "rounds": 4}
-        return cls(**{name: int(given[name] or usual[name]) for name in usual})
+        found = {}
+        for name, number in usual.items():
+            variable, least = f"LOOP_{name.upper()}", 0 if name in {"shift", "poison"} else 1
+            given = os.environ.get(variable) or str(number)
+            if not (given.isascii() and given.isdigit() and int(given) >= least):
+                raise StepError(f"{variable}: expected a whole number from {least} on")
+            found[name] = int(given)
+        return cls(**found)
 
 
 @dataclass
@@ -139,7 +149,7 @@ def demo(console: Console, plan: Plan, var: Path) -> dict[str, Any]:
     """All steps in order; what was measured. Raises `StepError`."""
     started = time.perf_counter()
     steps = Steps(console, 3 + plan.days)
-    shutil.rmtree(var, ignore_errors=True)
+    _clear(var)
     logs, repository, never = var / "logs", var / "repository", var / "never"
     world = World(users=plan.users, items=200, categories=20, interests=4, bias=-3.0, strength=4.0)
     with steps.step("A world and its past: logs to learn the first model from"):
@@ -191,6 +201,17 @@ def demo(console: Console, plan: Plan, var: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     console.print(f"All of it took {seconds:.0f} s.")
     return figures(plan, days, (loop, frozen), seconds)
+
+
+def _clear(var: Path) -> None:
+    """Remove an earlier run. Raises `StepError` where anything else would go with it."""
+    try:
+        others = {path.name for path in var.iterdir()} - _MADE - _LOGGED if var.exists() else ()
+    except NotADirectoryError:
+        others = {"a file"}
+    if others:
+        raise StepError(f"LOOP_VAR: {var}: expected an earlier run and nothing else there")
+    shutil.rmtree(var, ignore_errors=True)
 
 
 def figures(

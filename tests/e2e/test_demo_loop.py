@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
 from deploy import demo_loop
-from deploy.processes import ROOT
+from deploy.processes import ROOT, StepError
 from training.collected import Collected
 from training.world import PAGE
 
@@ -68,6 +69,33 @@ def test_poison_moves_clicks_to_the_other_end_of_the_page(tmp_path: Path) -> Non
     assert moved == ["noon2", "late2"]
     items = found.filter(pl.col("action") == "impression")["item_id"]
     assert sorted(items) == sorted(each["item_id"] for each in shown)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"LOOP_DAYS": "0"}, {"LOOP_USERS": "many"}, {"LOOP_SHIFT": "-1"}]
+)
+def test_a_plan_that_can_not_be_is_told_by_its_variable(
+    wrong: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is begun."""
+    ((name, value),) = wrong.items()
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StepError, match=f"{name}: expected a whole number from"):
+        demo_loop.Plan.of_environment()
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    """LOOP_VAR may be anyone's folder; an earlier run is removed."""
+    var, kept = tmp_path / "var", tmp_path / "var" / "thesis.tex"
+    (var / "logs").mkdir(parents=True)
+    demo_loop._clear(var)
+    assert not var.exists()
+    var.mkdir()
+    kept.touch()
+    for folder in (var, kept):
+        with pytest.raises(StepError, match=r"LOOP_VAR: .*: expected an earlier run"):
+            demo_loop._clear(folder)
+    assert kept.exists()
 
 
 def test_a_day_goes_round(tmp_path: Path) -> None:
