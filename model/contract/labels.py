@@ -412,7 +412,7 @@ def _write(path: Path, labels: Labels) -> None:
     """Replace the file; the caller holds the lock, so the file beside it is nobody else's."""
     text = json.dumps({"format": FORMAT, **asdict(labels)}, ensure_ascii=False, indent=1) + "\n"
     beside = path.parent / _NEXT
-    beside.write_text(text, encoding="utf-8")
+    beside.write_bytes(text.encode("utf-8", "replace"))  # a reason may have come as any bytes
     sync(beside)
     beside.rename(path)
     sync(path.parent)

@@ -103,6 +103,12 @@ def test_rollbacks_go_further_back_each_time(file: LabelFile) -> None:
     assert file.read().stable == 5
 
 
+def test_a_reason_that_is_no_text_holds_no_change_up(file: LabelFile) -> None:
+    """As a command line gives bytes that are not UTF-8."""
+    file.promote(2, why="worse \udcff by far")
+    assert file.read().changes[-1].why == "worse ? by far"
+
+
 def test_a_rollback_passes_over_versions_that_are_gone(file: LabelFile) -> None:
     """A version that was deleted can't be stable again."""
     for version in (2, 3, 4):
