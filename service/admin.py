@@ -84,7 +84,10 @@ def create_admin(settings: Settings) -> FastAPI:
         field = "body" if unknown or len(first["loc"]) < 2 else str(first["loc"][-1])
         if first["type"] == "json_invalid":
             field = "body"
-        problem = Invalid("Unknown field" if unknown else first["msg"], field)
+        detail = "Unknown field" if unknown else first["msg"]
+        if first["type"] == "model_attributes_type":  # as of curl -d, which sends a form
+            detail = "A JSON object expected, as Content-Type: application/json"
+        problem = Invalid(detail, field)
         return problem_response(
             request, problem.status, problem.title, problem.detail, problem=problem
         )

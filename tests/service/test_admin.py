@@ -119,6 +119,16 @@ def test_without_the_key_nothing_is_done(headers: dict[str, str], ask: Ask, root
     assert ask("GET", "/healthz", headers=headers).json() == {"status": "alive"}
 
 
+@pytest.mark.parametrize("form", ["application/json", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_no_json_object_is_told_what_was_expected(ask: Ask, form: str) -> None:
+    """What `curl -d` sends by itself is called a form."""
+    text = "[]" if form == "application/json" else '{"why": "worse"}'
+    answer = ask("POST", "/rollback", content=text, headers={**BEARER, "Content-Type": form})
+    said = problem(answer)
+    assert (answer.status_code, said["field"]) == (422, "body")
+    assert said["detail"] == "A JSON object expected, as Content-Type: application/json"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "field"),
     [
