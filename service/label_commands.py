@@ -84,9 +84,9 @@ def canary(
     why: Why = "",
 ) -> None:
     """Give a version a share of the users: always the same ones. --off ends it."""
-    if off:
+    if off and version is None and share is None:
         _change(repository, name, lambda versions: versions.file.stop_canary(why))
-    elif version is None or share is None:
+    elif off or version is None or share is None:
         raise CommandError("canary: a version and --share expected, or --off")
     else:
         _change(repository, name, lambda versions: versions.canary(version, share, why))
@@ -101,9 +101,9 @@ def shadow(
     why: Why = "",
 ) -> None:
     """Score a version beside the stable one on a share of the requests. --off ends it."""
-    if off:
+    if off and version is None and share is None:
         _change(repository, name, lambda versions: versions.file.stop_shadow(why))
-    elif version is None or share is None:
+    elif off or version is None or share is None:
         raise CommandError("shadow: a version and --share expected, or --off")
     else:
         _change(repository, name, lambda versions: versions.shadow(version, share, why))

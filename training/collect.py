@@ -26,6 +26,7 @@ from training.drain import Drain, Pace
 from training.failed import Failed
 from training.files import BusyError, Files
 from training.guard import Band
+from training.option import OptionError
 from training.quality import Span, Window
 from training.streams import Streams
 from training.telemetry import Telemetry
@@ -83,15 +84,15 @@ def collect(
     """Drain the streams into the folder ``logs`` until stopped, or once.
 
     Live quality is measured when it is ``shown``, or when there is a repository, whose canary it is
-    to guard. Raises `CollectError`, `SchemaError`, and OSError when a file can't
-    be written or the port is taken.
+    to guard. Raises `OptionError`, `CollectError`, `SchemaError`, and OSError when a file can't be
+    written or the port is taken.
     """
-    repository = judged.repository
-    schema = schema_of(logs, repository)
     try:
         url = StoreUrl.parse(source.url)
     except ValueError as error:
-        raise CollectError(f"--redis-url: {error}") from None
+        raise OptionError(f"--redis-url: {error}") from None
+    repository = judged.repository
+    schema = schema_of(logs, repository)
     files = Files(logs)
     with ExitStack() as stack:
         if not stack.enter_context(_alone(files, once, stop)):

@@ -312,6 +312,18 @@ def test_without_a_schema_nothing_is_collected(server: RedisProcess, tmp_path: P
         once(server, tmp_path)
 
 
+@pytest.mark.parametrize("wrong", [("--redis-url", "nonsense"), ("--metrics-port", "99999")])
+def test_an_option_that_can_not_be_is_a_wrong_use(
+    server: RedisProcess, logs: Path, wrong: tuple[str, str]
+) -> None:
+    """Exit code 2, by its name, before anything is read."""
+    ended = subprocess.run(
+        command(server, logs, "--once", *wrong), check=False, cwd=ROOT, capture_output=True
+    )
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert wrong[0].encode() in ended.stderr
+
+
 def command(server: RedisProcess, logs: Path, *options: str) -> list[str]:
     where = ["--logs", str(logs), "--redis-url", server.url]
     return [sys.executable, "-m", "training", "collect", *where, *options]
