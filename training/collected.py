@@ -32,6 +32,7 @@ import polars as pl
 from model.contract.schema import TsUnit
 from training.entries import COLUMNS, Row, Taken, row_of
 from training.files import Files
+from training.logs import LogsError
 
 SMALL_BYTES = 64 * 2**20
 TOGETHER = 16  # small files of a folder become one
@@ -42,7 +43,7 @@ Keys = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Collected:
-    """The folder of collected logs, for its readers."""
+    """The folder of collected logs, for its readers, who raise `LogsError` for what is broken."""
 
     folder: Path
 
@@ -70,9 +71,7 @@ class Collected:
     def days(self, kind: str) -> list[date]:
         """The days that have files, in order."""
         found = (self.folder / kind).glob("date=*/*.parquet")
-        return sorted(
-            {date.fromisoformat(path.parent.name.removeprefix("date=")) for path in found}
-        )
+        return sorted({_date(folder) for folder in {path.parent for path in found}})
 
     def _read(
         self, kind: str, first: date | None, last: date | None, since: int | None
@@ -128,7 +127,7 @@ class Writer:
         """Write entries; when this returns they are on disk.
 
         Those gone from the stream are left out, and what can't be read goes to unreadable/.
-        Raises OSError; then the same entries may be written again.
+        Raises OSError and `LogsError`; then the same entries may be written again.
         """
         frames = self._frames(entries)
         erased = self._erase(frames)
@@ -188,7 +187,7 @@ class Writer:
         return removed
 
     def _has(self, name: str, users: pl.Series) -> bool:
-        found = pl.read_parquet(self._files.root / name, columns=["user_id"])["user_id"]
+        found = _file(self._files.root / name, ["user_id"])["user_id"]
         return bool(found.is_in(users).any())
 
     def _unseen(self, folder: str, rows: pl.DataFrame) -> pl.DataFrame:
@@ -204,7 +203,7 @@ class Writer:
         memory."""
         if folder not in self._known:
             paths = sorted((self._files.root / folder).glob("*.parquet"))
-            parts = [pl.read_parquet(path, columns=["key"])["key"].to_numpy() for path in paths]
+            parts = [_file(path, ["key"])["key"].to_numpy() for path in paths]
             self._known[folder] = _sorted(np.empty(0, np.uint64), *parts)
         self._known.move_to_end(folder)
         while len(self._known) > FOLDERS_KNOWN:
@@ -212,11 +211,21 @@ class Writer:
         return self._known[folder]
 
 
-def _file(path: Path, columns: list[str], since: int | None) -> pl.DataFrame:
-    if since is None:
-        return pl.read_parquet(path, columns=columns)
-    asked = pl.scan_parquet(path).filter(pl.col("received") >= since)
-    return asked.select(columns).collect()
+def _file(path: Path, columns: list[str], since: int | None = None) -> pl.DataFrame:
+    try:
+        if since is None:
+            return pl.read_parquet(path, columns=columns)
+        asked = pl.scan_parquet(path).filter(pl.col("received") >= since)
+        return asked.select(columns).collect()
+    except pl.exceptions.PolarsError as error:
+        raise LogsError(str(path), "file", f"a readable Parquet file ({error})") from None
+
+
+def _date(folder: Path) -> date:
+    try:
+        return date.fromisoformat(folder.name.removeprefix("date="))
+    except ValueError:
+        raise LogsError(str(folder), "name", "date=YYYY-MM-DD") from None
 
 
 def _sorted(*parts: Keys) -> Keys:

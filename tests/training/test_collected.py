@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -27,6 +28,7 @@ from training import collected
 from training.collected import Collected, Writer
 from training.entries import COLUMNS, Taken, row_of
 from training.files import Files
+from training.logs import LogsError
 
 TODAY = date(2024, 10, 4)
 
@@ -61,6 +63,21 @@ def test_an_event_is_read_back(tmp_path: Path, writer: Writer) -> None:
         "request_id": "r",
     }
     assert Collected(tmp_path).days("events") == [TODAY]
+
+
+def test_a_broken_file_is_named(tmp_path: Path, writer: Writer) -> None:
+    """To who reads and to who writes, of however many: as after a disk was at fault."""
+    writer.write(taken([event("u", "a", NOON)]))
+    [path] = (tmp_path / "events").glob("*/*.parquet")
+    path.write_bytes(path.read_bytes()[:100])
+    readers = (Collected(tmp_path).events, partial(Collected(tmp_path).events, since=0))
+    again = partial(later(writer, tmp_path).write, taken([event("u", "b", NOON)], first=9))
+    for step in (*readers, again):
+        with pytest.raises(LogsError, match=rf"{path}: file: expected a readable Parquet file"):
+            step()
+    path.parent.rename(tmp_path / "events" / "date=then")
+    with pytest.raises(LogsError, match="date=then: name: expected date=YYYY-MM-DD"):
+        Collected(tmp_path).days("events")
 
 
 def test_a_score_is_read_back(tmp_path: Path, writer: Writer) -> None:
