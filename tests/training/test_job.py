@@ -350,7 +350,11 @@ def schema_with(more: str) -> Callable[[Path], None]:
         (a_long_id, "fit --data data --out out", "item_id: expected a string of 1 to 256"),
         (None, "fit --data data --out out --model other", "--model other: expected one of lr, fnn"),
         (None, "fit --data data --out out --set colour=red", "--set colour: expected an option"),
-        (None, "fit --data data --out out --set head=[]", "--set head: expected a value like"),
+        (
+            None,
+            "fit --data data --out out --set head=[]",
+            "--set head: expected a list of integers",
+        ),
         (None, "fit --data data --out out --set task_weights=[1]", "for each task: click, buy"),
         (
             None,
