@@ -301,6 +301,8 @@ def evaluate(
     from terminal.progress import progress
     from training.loading import loading
 
+    if predictions is not None and (predictions.is_dir() or not predictions.parent.is_dir()):
+        raise OptionError(f"--predictions {predictions}: expected a file in a folder that is there")
     with progress(console) as update:
         with loading(update):
             from training import metrics, report

@@ -362,7 +362,12 @@ def schema_with(more: str) -> Callable[[Path], None]:
             "--set product_of: expected for buy one of click, not 'buy'",
         ),
         (None, "evaluate --run none", "none: no readable run.json"),
-        (None, "evaluate --run run --predictions no/such.parquet", "No such file"),
+        (
+            None,
+            "evaluate --run none --predictions no/such.parquet",
+            "--predictions no/such.parquet: expected a file in a folder that is there",
+        ),
+        (None, "evaluate --run none --predictions data", "--predictions data: expected a file"),
         (another_schema, "evaluate --run run --data data", "trained on another schema"),
         (None, "evaluate --run run --baseline none", "none: no readable run.json"),
         (other_logs, "evaluate --run run --baseline base", "base: measured on other logs than run"),
