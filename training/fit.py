@@ -260,14 +260,20 @@ def evaluate(
 
     Columns: user, item, and for each task label and probability (prefixed by the task's name
     when there are several).
+
+    ``data`` are its own logs unless given. Raises `RunError` where these were prepared anew since:
+    its training may have seen what is test there.
     """
     run = Run(folder)
     about, encoder = run.about(), run.encoder()
     network, calibration = run.network(encoder), run.calibration()
     torch.set_num_threads(about["threads"])
-    data = data or Path(about["data"])
+    own = Path(about["data"])
     update("read", 0, 0, {})
-    logs = Chunks(data, skip)
+    logs = Chunks(data or own, skip)
+    if data is None and digest(own) != about["logs"]:
+        raise RunError(f"{folder}: {own} does not hold the logs it was trained on; give --data")
+    data = data or own
     if logs.schema.fingerprint != encoder.schema.fingerprint:
         raise RunError(f"{folder}: trained on another schema than that of {data}")
     shard = FitConfig.of(about["fit"]).shard

@@ -319,6 +319,12 @@ def other_logs(folder: Path) -> None:
     (base / "run.json").write_text(json.dumps(about(base) | {"logs": "others"}))
 
 
+def prepared_anew(folder: Path) -> None:
+    """The logs that run/ was trained on are no longer at their place."""
+    run = folder.parent / "run"
+    (run / "run.json").write_text(json.dumps(about(run) | {"logs": "before"}))
+
+
 def unfinished(folder: Path) -> None:
     """base/ is a run that has not ended."""
     base = folder.parent / "base"
@@ -369,6 +375,7 @@ def schema_with(more: str) -> Callable[[Path], None]:
         ),
         (None, "evaluate --run none --predictions data", "--predictions data: expected a file"),
         (another_schema, "evaluate --run run --data data", "trained on another schema"),
+        (prepared_anew, "evaluate --run run", "does not hold the logs it was trained on"),
         (None, "evaluate --run run --baseline none", "none: no readable run.json"),
         (other_logs, "evaluate --run run --baseline base", "base: measured on other logs than run"),
         (unfinished, "evaluate --run run --baseline base", "base: not trained to the end"),
