@@ -457,6 +457,10 @@ def test_what_goes_wrong_is_one_line(
         "prepare --source parquet --conversions --out out --path data --schema data/schema.toml",
         "fit --data data",
         "fit --data data --out out --seed -1",
+        f"fit --data data --out out --seed {2**64}",
+        "fit --data data --out out --threads 257",
+        f"retrain --logs logs --repository repository --seed {2**64}",
+        "compare --data data --out out --threads 257",
         "sleep",
     ],
 )
