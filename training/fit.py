@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def fit(
     for with the same arguments, by any number of processes. Of several that torchrun starts, the
     first one answers and tells how far they are; for the others it is None.
     """
-    with cluster.join() as group:
+    with cluster.join() as group, ExitStack() as held:
         update = update if group.leader else quiet
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
@@ -91,6 +92,12 @@ def fit(
         if group.sum(len(finished)):
             return (finished[0], False) if group.leader else None
         encoded = encode(logs, data, update, parts=(run.shards, how.shard, about), group=group)
+
+        def claim() -> None:
+            if group.leader:
+                held.enter_context(run.alone())
+
+        group.agree(claim)
         results = train(run, encoded, about, update, group=group)
         return (results, True) if group.leader else None
 

@@ -26,6 +26,7 @@ from tests.training.test_chunks import in_row_groups, spoil
 from training import export, metrics, state
 from training.__main__ import main
 from training.logs import Logs
+from training.run import Run
 
 ONE = ("--threads", "1")
 QUICK = ("--set", "dim=4", "--set", "head=[8]", "--set", "size=64", "--set", "evaluations=2")
@@ -276,6 +277,18 @@ def test_a_run_is_compared_with_a_baseline(
     auc, buy = (own[name] - 0.5 for name in ("auc", "buy.auc"))
     expected = f"auc {auc / 0.1 - 1:+.2%}, buy.auc {buy / 0.05 - 1:+.2%}"
     assert f"RelaImpr over {base}: {expected}\n" in capsys.readouterr().err
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(
+    shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two would write over each other's checkpoints; the second is told, and the run goes on."""
+    fit = ("fit", "--data", shop_run / "data", "--out", tmp_path / "run", *ONE, *QUICK)
+    with Run(tmp_path / "run").alone():
+        assert command(*fit) == 1
+        assert f"{tmp_path / 'run'}: another process trains this run" in capsys.readouterr().err
+        assert list((tmp_path / "run").iterdir()) == []
+    assert command(*fit) == 0
 
 
 def test_a_folder_of_another_run_is_refused(
