@@ -102,7 +102,7 @@ def redis() -> Iterator[str]:
         options = ["--port", str(port), "--bind", HOST, "--dir", folder, "--daemonize", "no"]
         options += ["--save", "", "--appendonly", "no", "--logfile", str(log)]
         with _running([program, *options], log) as process:
-            _wait(lambda: _listens(port), process, log, "redis-server", seconds=10)
+            _wait(lambda: listens(port), process, log, "redis-server", seconds=10)
             yield f"redis://{HOST}:{port}/0"
 
 
@@ -222,7 +222,8 @@ def _wait(
         time.sleep(0.05)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether something on this machine takes connections there."""
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
 

@@ -13,7 +13,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deploy.processes import HOST, ROOT, StepError, interruptible, redis, run, service
+from deploy.processes import (
+    HOST,
+    ROOT,
+    StepError,
+    interruptible,
+    listens,
+    redis,
+    run,
+    service,
+)
 from deploy.shop import Shop
 
 
@@ -34,10 +43,11 @@ def main() -> int:
 def serve(console: Console, var: Path) -> None:
     """Load the histories and serve them in the foreground. Raises `StepError`."""
     data, repository = var / "data", var / "repository"
+    port = _port(os.environ.get("PORT") or "8000")
     if not (data / "schema.toml").exists() or not repository.exists():
         raise StepError(f"nothing is published in {repository}: run make demo first")
     schema = tomllib.loads((data / "schema.toml").read_text())
-    name, port = schema["name"], int(os.environ.get("PORT") or 8000)
+    name = schema["name"]
     with redis() as url:
         where = ["--data", data, "--repository", repository, "--name", name]
         run("service", "load-histories", *where, "--redis-url", url)
@@ -50,6 +60,16 @@ def serve(console: Console, var: Path) -> None:
             code = process.wait()
             if code:
                 raise StepError(f"the service ended with exit code {code}")
+
+
+def _port(text: str) -> int:
+    """The port to serve on. Raises `StepError` for none, and for one that is taken: the other
+    service there would answer for ours."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**16:
+        raise StepError(f"PORT={text}: expected a number from 1 to 65535")
+    if listens(int(text)):
+        raise StepError(f"port {text} of {HOST} is taken: make serve PORT=n for another")
+    return int(text)
 
 
 if __name__ == "__main__":

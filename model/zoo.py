@@ -59,7 +59,7 @@ def configure(name: str, options: Mapping[str, Any]) -> NetworkConfig:
             if not isinstance(value, (list, tuple)) or not all(type(v) is str for v in value):
                 raise ValueError(f"{key}: expected a list of names")
         elif not choices and not _alike(key, value, known[key]):
-            raise ValueError(f"{key}: expected a value like {known[key]!r}")
+            raise ValueError(f"{key}: expected {_expected(key, known[key])}")
     return config(**values)
 
 
@@ -73,6 +73,18 @@ def _alike(key: str, value: Any, default: Any) -> bool:
     if isinstance(default, int):
         return _width(value)
     return _number(value) and (value < 1 or not key.endswith(("dropout", "pretraining")))
+
+
+def _expected(key: str, default: Any) -> str:
+    """What `_alike` takes, as one types it in TOML."""
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, tuple):
+        return f"a list of integers above 0, like {list(default)}"
+    if isinstance(default, int):
+        return f"an integer above 0, like {default}"
+    share = key.endswith(("dropout", "pretraining"))
+    return "a number from 0 and below 1" if share else "a number from 0 up"
 
 
 def _width(value: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from service import label_commands
-from service.options import CommandError, Name, Root, settings_of
+from service.options import CommandError, Name, Root, default, settings_of
 from service.settings import Provider, Settings
 
 app = typer.Typer(
@@ -28,9 +28,14 @@ label_commands.add_to(app)
 
 RedisUrl = Annotated[
     str | None,
-    typer.Option(help="Where the histories are. [default: redis://127.0.0.1:6379/0]"),
+    typer.Option(help="Where the histories are.", show_default=default("redis_url")),
 ]
-Prefix = Annotated[str | None, typer.Option("--key-prefix", help="Prefix of all Redis keys.")]
+Prefix = Annotated[
+    str | None,
+    typer.Option(
+        "--key-prefix", help="Prefix of all Redis keys.", show_default=default("key_prefix")
+    ),
+]
 
 
 @app.command()
@@ -38,21 +43,30 @@ def serve(
     *,
     repository: Root = None,
     redis_url: RedisUrl = None,
-    host: Annotated[str | None, typer.Option(help="Address to bind. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 picks one. [default: 8000]")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to bind.", show_default=default("host"))
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 picks one.", show_default=default("port"))
+    ] = None,
     name: Name = None,
     provider: Annotated[
-        Provider | None, typer.Option(help="auto takes CUDA where it is. [default: auto]")
+        Provider | None,
+        typer.Option(help="auto takes CUDA where it is.", show_default=default("provider")),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of one run of the model. [default: 1]")
+        int | None,
+        typer.Option(help="Threads of one run of the model.", show_default=default("threads")),
     ] = None,
     runs: Annotated[
         int | None,
-        typer.Option(help="Runs side by side in a process. [default: cores / threads / workers]"),
+        typer.Option(
+            help="Runs side by side in a process.", show_default="cores / threads / workers"
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that share the port. [default: 1]")
+        int | None,
+        typer.Option(help="Processes that share the port.", show_default=default("workers")),
     ] = None,
     key_prefix: Prefix = None,
 ) -> None:
@@ -134,7 +148,11 @@ def load_histories(
     key_prefix: Prefix = None,
     days: Annotated[
         int | None,
-        typer.Option(min=1, help="Time to live of every key. [default: DINSERVE_HISTORY_DAYS, 90]"),
+        typer.Option(
+            min=1,
+            help="Time to live of every key.",
+            show_default=f"DINSERVE_HISTORY_DAYS, {default('history_days')}",
+        ),
     ] = None,
     schema_file: Annotated[
         Path | None,
@@ -262,12 +280,12 @@ def _print_ranking(body: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run a command; what the user did wrong is one line and exit status 1."""
+    """Run a command; what the user did wrong is one line and exit status 1, a wrong option 2."""
     try:
         app()
     except CommandError as error:
         sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
+        raise SystemExit(error.status) from None
 
 
 if __name__ == "__main__":

@@ -157,6 +157,11 @@ class BehaviourStore:
             with Limit(max(0.0, given)):
                 found = await self._find(user, schema, codec, history)
         except (RedisError, OSError, TimeoutError) as error:
+            # Redis answered; that a key of this user is none of ours is no one else's loss.
+            if str(error).startswith("WRONGTYPE"):
+                self.breaker.succeeded()
+                self._report("corrupt key")
+                return Stored(codec.empty(), degraded=missing)
             # A caller in too much of a hurry says nothing of the store, and must not shut it.
             if isinstance(error, TimeoutError) and given < self._timeout * _FAIR:
                 self.breaker.left()

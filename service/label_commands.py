@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.options import CommandError, Name, Root, settings_of
+from service.options import CommandError, Name, OptionError, Root, default, settings_of
 
 if TYPE_CHECKING:
     from model.contract.labels import Labels
@@ -87,7 +87,7 @@ def canary(
     if off and version is None and share is None:
         _change(repository, name, lambda versions: versions.file.stop_canary(why))
     elif off or version is None or share is None:
-        raise CommandError("canary: a version and --share expected, or --off")
+        raise OptionError("canary: a version and --share expected, or --off")
     else:
         _change(repository, name, lambda versions: versions.canary(version, share, why))
 
@@ -104,7 +104,7 @@ def shadow(
     if off and version is None and share is None:
         _change(repository, name, lambda versions: versions.file.stop_shadow(why))
     elif off or version is None or share is None:
-        raise CommandError("shadow: a version and --share expected, or --off")
+        raise OptionError("shadow: a version and --share expected, or --off")
     else:
         _change(repository, name, lambda versions: versions.shadow(version, share, why))
 
@@ -112,8 +112,12 @@ def shadow(
 def admin(
     repository: Root = None,
     name: Name = None,
-    host: Annotated[str | None, typer.Option(help="Address to bind. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 picks one. [default: 8001]")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to bind.", show_default=default("admin_host"))
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 picks one.", show_default=default("admin_port"))
+    ] = None,
 ) -> None:
     """Serve the same over HTTP, on a port of its own. The key is DINSERVE_ADMIN_KEY."""
     import uvicorn

@@ -134,7 +134,7 @@ class Registry:
             for number, version in wanted
         )
         self._telemetry.labels_broken.set(not followed)
-        if followed:
+        if followed and numbers:  # else what was there is served on, and why is said once
             self._trouble = ""
             self._told.clear()
         found = self._allowed(

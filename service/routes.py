@@ -205,7 +205,9 @@ async def json_body(request: Request, settings: Settings) -> Any:
 
 
 async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
-    """The whole body. Raises `BodyTooLarge`, `BodyTimeout` and `Malformed`."""
+    """The whole body. Raises `NotJson`, `BodyTooLarge`, `BodyTimeout` and `Malformed`."""
+    if (header(scope, b"content-encoding") or b"identity").lower() != b"identity":
+        raise NotJson("A body that is not compressed expected", "Content-Encoding")
     limit = settings.max_body_bytes
     declared = header(scope, b"content-length") or b""
     if declared.isdigit() and int(declared[:19]) > limit:

@@ -33,7 +33,9 @@ class Settings(BaseSettings):
         pattern=r"^[a-z0-9+]+://",
         description="URL of a repository on an object store, of which that folder is then a copy",
     )
-    name: str | None = Field(None, description="the model to serve; not needed if it is the only")
+    name: str | None = Field(
+        None, description="the model to serve; default: the one published last"
+    )
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0", description="the store: one Redis, Sentinels or a cluster"
     )

@@ -216,5 +216,5 @@ class Nodes:
 def _moved_on(answer: Any) -> bool:
     """Whether an answer says that another one is asked better."""
     if isinstance(answer, ResponseError):
-        return not str(answer).startswith("NOSCRIPT")
+        return not str(answer).startswith(("NOSCRIPT", "WRONGTYPE"))
     return isinstance(answer, Exception)

@@ -27,7 +27,7 @@ from rich.console import Console
 from training import loop_commands
 from training.comparison import command
 from training.loop_commands import complain
-from training.option import OptionError
+from training.option import OptionError, Seed, Threads
 
 # Threads that wait by spinning take the cores from those that work; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -238,11 +238,11 @@ def fit(
     data: Annotated[Path, typer.Option(help="Folder that prepare wrote.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; one that was killed goes on.")],
     model: Annotated[str, typer.Option(help="din, base, ...: docs/models.md.")] = "din",
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights, bit for bit.")] = 0,
+    seed: Seed = 0,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, over the data set's recipe.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads (results depend on it).")] = 2,
+    threads: Threads = 2,
     unreadable: Annotated[
         Unreadable, typer.Option(help="What to do at a row group of events that can't be read.")
     ] = Unreadable.stop,
@@ -301,6 +301,8 @@ def evaluate(
     from terminal.progress import progress
     from training.loading import loading
 
+    if predictions is not None and (predictions.is_dir() or not predictions.parent.is_dir()):
+        raise OptionError(f"--predictions {predictions}: expected a file in a folder that is there")
     with progress(console) as update:
         with loading(update):
             from training import metrics, report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def fit(
     for with the same arguments, by any number of processes. Of several that torchrun starts, the
     first one answers and tells how far they are; for the others it is None.
     """
-    with cluster.join() as group:
+    with cluster.join() as group, ExitStack() as held:
         update = update if group.leader else quiet
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
@@ -91,6 +92,12 @@ def fit(
         if group.sum(len(finished)):
             return (finished[0], False) if group.leader else None
         encoded = encode(logs, data, update, parts=(run.shards, how.shard, about), group=group)
+
+        def claim() -> None:
+            if group.leader:
+                held.enter_context(run.alone())
+
+        group.agree(claim)
         results = train(run, encoded, about, update, group=group)
         return (results, True) if group.leader else None
 
@@ -260,14 +267,20 @@ def evaluate(
 
     Columns: user, item, and for each task label and probability (prefixed by the task's name
     when there are several).
+
+    ``data`` are its own logs unless given. Raises `RunError` where these were prepared anew since:
+    its training may have seen what is test there.
     """
     run = Run(folder)
     about, encoder = run.about(), run.encoder()
     network, calibration = run.network(encoder), run.calibration()
     torch.set_num_threads(about["threads"])
-    data = data or Path(about["data"])
+    own = Path(about["data"])
     update("read", 0, 0, {})
-    logs = Chunks(data, skip)
+    logs = Chunks(data or own, skip)
+    if data is None and digest(own) != about["logs"]:
+        raise RunError(f"{folder}: {own} does not hold the logs it was trained on; give --data")
+    data = data or own
     if logs.schema.fingerprint != encoder.schema.fingerprint:
         raise RunError(f"{folder}: trained on another schema than that of {data}")
     shard = FitConfig.of(about["fit"]).shard

@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from training import last_line
+from training.option import Seed, Threads
 
 if TYPE_CHECKING:  # they bring torch
     from training.source import Loop, Prepared
@@ -260,8 +261,8 @@ def retrain(
     rule: Annotated[
         list[str] | None, typer.Option(help="key=value, over the gate's rules (docs/loop.md).")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights, bit for bit.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads (results depend on it).")] = 2,
+    seed: Seed = 0,
+    threads: Threads = 2,
     cold: Annotated[bool, typer.Option("--cold", help="Start from nothing.")] = False,
     forget_days: Annotated[
         int,

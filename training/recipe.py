@@ -63,9 +63,10 @@ def settings(
             raise SettingError(f"--set {key}: expected a share above 0 and at most 1")
         if key in ("rate", "embedding_rate", "epochs") and value == 0:
             raise SettingError(f"--set {key}: expected a number above 0")
-        count = type(value) is int and value > 0
-        if not (_number(value) if isinstance(default[key], float) else count):
-            raise SettingError(f"--set {key}: expected a number like {default[key]!r}")
+        if isinstance(default[key], int) and not (type(value) is int and value > 0):
+            raise SettingError(f"--set {key}: expected an integer above 0, like {default[key]}")
+        if isinstance(default[key], float) and not _number(value):
+            raise SettingError(f"--set {key}: expected a number from 0 up, like {default[key]}")
     return config, FitConfig.of(fit)
 
 

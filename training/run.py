@@ -13,10 +13,12 @@ shards/              while it trains on logs that are not held in memory (`train
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,22 @@ class Run:
     """The files of one run."""
 
     folder: Path
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only process that trains it, which ends with the process. Raises `RunError`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{self.folder}: another process trains this run") from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+        finally:
+            os.close(descriptor)
 
     def start(
         self, schema_text: str, encoder: Encoder, golden: Sequence[Mapping[str, Any]], about: Any

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -121,3 +122,19 @@ def test_a_failing_step_ends_it(tmp_path: Path):
     assert process.returncode == 1
     assert "not the archive of MovieLens-1M" in output
     assert not output.splitlines()[-1].startswith("{")
+
+
+def test_a_port_that_can_not_be_served_on_is_said_first(tmp_path: Path):
+    """One that is no port, and one that is taken: whoever has it would answer for the service."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        wrong = {
+            "abc": "PORT=abc: expected a number from 1 to 65535",
+            "70000": "PORT=70000: expected a number from 1 to 65535",
+            port: f"port {port} of 127.0.0.1 is taken",
+        }
+        for given, said in wrong.items():
+            with script("deploy.serve", tmp_path, PORT=given) as process:
+                output, _ = process.communicate(timeout=60)
+            assert process.returncode == 1
+            assert output.startswith(f"Stopped: {said}"), output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -226,6 +227,28 @@ def test_help_suffices(words: list[str], command: Command) -> None:
     assert "Usage" in helped.output
 
 
+@pytest.mark.parametrize(
+    ("words", "defaults"),
+    [
+        (
+            "serve",
+            "var/repository redis://127.0.0.1:6379/0 127.0.0.1 8000 auto 1 din "
+            "cores / threads / workers the one published last",
+        ),
+        ("load-histories", "var/data var/repository redis://127.0.0.1:6379/0 din 90"),
+        ("score", "http://127.0.0.1:8000 3"),
+        ("admin", "var/repository 127.0.0.1 8001"),
+    ],
+)
+def test_help_says_what_an_option_is_by_default(
+    words: str, defaults: str, command: Command
+) -> None:
+    """So that nobody has to look elsewhere what a plain `serve` does."""
+    helped = " ".join(command(words, "--help").output.split())
+    found = " ".join(re.findall(r"\[default: \(?(.*?)\)?\]", helped))
+    assert [each for each in defaults.split() if each not in found.split()] == []
+
+
 NOWHERE = "redis://127.0.0.1:1/0"
 ASK = ("score", "--user", "u", "--candidates", "i1", "--url")
 LOAD = ("load-histories", "--repository", "GOOD", "--redis-url", NOWHERE, "--data")
@@ -240,17 +263,11 @@ LOAD = ("load-histories", "--repository", "GOOD", "--redis-url", NOWHERE, "--dat
         ("promote", "1", "--repository", "NONE"),
         ("rollback", "--repository", "GOOD"),
         ("admin", "--repository", "GOOD"),
-        ("canary", "1", "--repository", "GOOD"),
         ("canary", "1", "--share", "0.5", "--repository", "GOOD"),
-        ("canary", "1", "--off", "--repository", "GOOD"),
-        ("shadow", "--share", "0.5", "--repository", "GOOD"),
-        ("shadow", "--share", "0.5", "--off", "--repository", "GOOD"),
         (*ASK, "http://127.0.0.1:1"),
         (*ASK, "nonsense"),
         (*LOAD, "LOGS"),
         (*LOAD, "NONE"),
-        ("serve", "--repository", "GOOD", "--redis-url", "http://x"),
-        ("serve", "--repository", "GOOD", "--port", "70000"),
         ("serve", "--repository", "GOOD", "--provider", "cuda"),
     ],
 )
@@ -264,6 +281,26 @@ def test_a_mistake_is_one_clear_line(
     assert ended.status == 1
     assert len(ended.errors.splitlines()) == 1
     assert ended.errors.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("serve --redis-url http://x", "redis_url: expected redis://"),
+        ("serve --port 70000", "port: Input should be less than or equal to 65535"),
+        ("load-histories --key-prefix :", "key_prefix: String should match"),
+        ("canary 1", "canary: a version and --share expected"),
+        ("canary 1 --off", "canary: a version and --share expected"),
+        ("shadow --share 0.5", "shadow: a version and --share expected"),
+        ("shadow --share 0.5 --off", "shadow: a version and --share expected"),
+    ],
+)
+def test_a_wrong_option_is_status_2(words: str, said: str, command: Command) -> None:
+    """It is told from what went wrong at work, as in all other commands, and names the option."""
+    ended = command(*words.split())
+    assert ended.status == 2
+    assert ended.errors.startswith(f"error: {said}")
+    assert len(ended.errors.splitlines()) == 1
 
 
 def test_a_refused_request_says_which_field(command: Command, service: Service) -> None:

@@ -199,13 +199,28 @@ def test_a_corrupt_profile_leaves_the_history(
     assert stored.degraded == "profile_unavailable"
 
 
-def test_a_key_of_another_type_degrades(
-    client: Any, redis_url: str, encoder: Encoder, schema: Schema
+@pytest.mark.parametrize("key", ["history", "profile"])
+def test_a_key_of_another_type_degrades_its_user_alone(
+    key: str, client: Any, redis_url: str, encoder: Encoder, schema: Schema
 ) -> None:
-    """Redis answering with an error is a failure like any other."""
-    client.lpush(history_key("din", "u", schema.layout), "x")
-    stored, _ = read(redis_url, encoder)
-    assert stored.degraded == "history_unavailable"
+    """However often that user is asked for, the store is not taken for one that fails."""
+    place = {"history": history_key("din", "u", schema.layout), "profile": profile_key("din", "u")}
+    client.lpush(place[key], "x")
+    client.set(history_key("din", "other", schema.layout), packed(encoder, 3))
+
+    async def scenario() -> tuple[list[Stored], Stored, Breaker]:
+        breaker = Breaker(2, 60.0)
+        async with store_of(redis_url, breaker) as store:
+
+            async def ask(user: str) -> Stored:
+                return await store.read(user, schema, encoder.codec, history=True, budget=99)
+
+            return [await ask("u") for _ in range(3)], await ask("other"), breaker
+
+    stored, other, breaker = asyncio.run(scenario())
+    assert [each.degraded for each in stored] == ["history_unavailable"] * 3
+    assert (len(other.history), other.degraded) == (3, None)
+    assert not breaker.open
 
 
 def test_a_store_that_refuses_degrades_at_once(encoder: Encoder) -> None:

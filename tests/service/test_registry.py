@@ -228,3 +228,24 @@ def test_versions_that_are_half_written_are_not_seen(repository: Path, tmp_path:
     (tmp_path / "root/toy/2/manifest.json").unlink()
     assert Repository(tmp_path / "root", "toy").versions() == [1]
     assert serve(registry_of(tmp_path / "root")) == 1
+
+
+def test_a_repository_that_empties_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a file system is gone for a while: what was served is served on, and the log does not
+    fill with each look."""
+    publish_toy(tmp_path / "root")
+    toy, gone = tmp_path / "root" / "toy", tmp_path / "gone"
+    registry = registry_of(tmp_path / "root")
+    assert serve(registry) == 1
+    toy.rename(gone)
+    toy.mkdir()
+    caplog.clear()
+    assert [serve(registry) for _ in range(3)] == [1, 1, 1]
+    assert caplog.text.count("no version is published") == 1
+    assert "no version is published" in registry.trouble
+    toy.rmdir()
+    gone.rename(toy)
+    assert serve(registry) == 1
+    assert not registry.trouble

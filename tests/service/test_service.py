@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import shutil
 import socket
@@ -294,6 +295,17 @@ def test_only_json_is_taken(service: Service) -> None:
     assert service.client.post("/score", content=GOOD).status_code == 200
     charset = {"Content-Type": "application/json; charset=utf-8"}
     assert service.client.post("/score", content=GOOD, headers=charset).status_code == 200
+
+
+def test_a_compressed_body_is_refused_by_its_header(service: Service) -> None:
+    """It is not taken for JSON that is broken; the field at fault is the coding."""
+    packed = gzip.compress(GOOD)
+    for path in ("/score", "/score/columns", "/events"):
+        found = service.client.post(path, content=packed, headers={"Content-Encoding": "gzip"})
+        assert found.status_code == 415
+        assert problem(found)["field"] == "Content-Encoding"
+    plain = {"Content-Encoding": "Identity"}
+    assert service.client.post("/score", content=GOOD, headers=plain).status_code == 200
 
 
 def test_a_body_just_under_the_limit_is_read(service: Service) -> None:

@@ -26,6 +26,7 @@ from tests.training.test_chunks import in_row_groups, spoil
 from training import export, metrics, state
 from training.__main__ import main
 from training.logs import Logs
+from training.run import Run
 
 ONE = ("--threads", "1")
 QUICK = ("--set", "dim=4", "--set", "head=[8]", "--set", "size=64", "--set", "evaluations=2")
@@ -278,6 +279,18 @@ def test_a_run_is_compared_with_a_baseline(
     assert f"RelaImpr over {base}: {expected}\n" in capsys.readouterr().err
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(
+    shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two would write over each other's checkpoints; the second is told, and the run goes on."""
+    fit = ("fit", "--data", shop_run / "data", "--out", tmp_path / "run", *ONE, *QUICK)
+    with Run(tmp_path / "run").alone():
+        assert command(*fit) == 1
+        assert f"{tmp_path / 'run'}: another process trains this run" in capsys.readouterr().err
+        assert list((tmp_path / "run").iterdir()) == []
+    assert command(*fit) == 0
+
+
 def test_a_folder_of_another_run_is_refused(
     shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +332,12 @@ def other_logs(folder: Path) -> None:
     (base / "run.json").write_text(json.dumps(about(base) | {"logs": "others"}))
 
 
+def prepared_anew(folder: Path) -> None:
+    """The logs that run/ was trained on are no longer at their place."""
+    run = folder.parent / "run"
+    (run / "run.json").write_text(json.dumps(about(run) | {"logs": "before"}))
+
+
 def unfinished(folder: Path) -> None:
     """base/ is a run that has not ended."""
     base = folder.parent / "base"
@@ -350,7 +369,11 @@ def schema_with(more: str) -> Callable[[Path], None]:
         (a_long_id, "fit --data data --out out", "item_id: expected a string of 1 to 256"),
         (None, "fit --data data --out out --model other", "--model other: expected one of lr, fnn"),
         (None, "fit --data data --out out --set colour=red", "--set colour: expected an option"),
-        (None, "fit --data data --out out --set head=[]", "--set head: expected a value like"),
+        (
+            None,
+            "fit --data data --out out --set head=[]",
+            "--set head: expected a list of integers",
+        ),
         (None, "fit --data data --out out --set task_weights=[1]", "for each task: click, buy"),
         (
             None,
@@ -358,8 +381,14 @@ def schema_with(more: str) -> Callable[[Path], None]:
             "--set product_of: expected for buy one of click, not 'buy'",
         ),
         (None, "evaluate --run none", "none: no readable run.json"),
-        (None, "evaluate --run run --predictions no/such.parquet", "No such file"),
+        (
+            None,
+            "evaluate --run none --predictions no/such.parquet",
+            "--predictions no/such.parquet: expected a file in a folder that is there",
+        ),
+        (None, "evaluate --run none --predictions data", "--predictions data: expected a file"),
         (another_schema, "evaluate --run run --data data", "trained on another schema"),
+        (prepared_anew, "evaluate --run run", "does not hold the logs it was trained on"),
         (None, "evaluate --run run --baseline none", "none: no readable run.json"),
         (other_logs, "evaluate --run run --baseline base", "base: measured on other logs than run"),
         (unfinished, "evaluate --run run --baseline base", "base: not trained to the end"),
@@ -441,6 +470,10 @@ def test_what_goes_wrong_is_one_line(
         "prepare --source parquet --conversions --out out --path data --schema data/schema.toml",
         "fit --data data",
         "fit --data data --out out --seed -1",
+        f"fit --data data --out out --seed {2**64}",
+        "fit --data data --out out --threads 257",
+        f"retrain --logs logs --repository repository --seed {2**64}",
+        "compare --data data --out out --threads 257",
         "sleep",
     ],
 )

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.option import OptionError
+from training.option import OptionError, Threads
 
 console = Console(stderr=True)
 
@@ -41,7 +41,7 @@ def compare(
         list[str] | None,
         typer.Option("--set", help="key=value, over the recipes of all models."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads (results depend on it).")] = 2,
+    threads: Threads = 2,
 ) -> None:
     """Train models on one split, several seeds each, and write one report: HTML and JSON."""
     from terminal.progress import progress
