@@ -38,7 +38,7 @@ OPSET = 20
 TOLERANCE = 1e-5
 CANDIDATES = (1, 2, 7, 500)
 TRACED, COMPARED = "trace to ONNX", "compare with PyTorch"
-STEPS = 4  # of the exporter: trace, decompose, translate, optimise
+STEPS = 8  # of the exporter, begun and done: trace, decompose, translate, optimise
 
 Logits = npt.NDArray[np.float32]
 
@@ -69,13 +69,13 @@ class Calibrated(nn.Module):
 
 
 class _Said(io.TextIOBase):
-    """Takes what the exporter prints, and counts the steps that it says are done."""
+    """Takes what the exporter prints, and counts the steps that it says are begun or done."""
 
     def __init__(self, update: Update) -> None:
         self._update, self._done = update, 0
 
     def write(self, text: str) -> int:
-        self._done += text.count("✅")
+        self._done += text.count("[torch.onnx]")  # before each line
         self._update(TRACED, min(self._done, STEPS), STEPS, {})
         return len(text)
 

@@ -197,7 +197,7 @@ def test_how_far_it_is_is_counted(din: Exported) -> None:
     """In the exporter's own steps, then in cases compared; all of them in the end."""
     told = list(dict.fromkeys(din.told))
     parity(din.network, CALIBRATION, din.encoder, din.graph, din.tell)
-    assert told == [("trace to ONNX", done, 4) for done in range(5)]
+    assert told == [("trace to ONNX", done, 8) for done in range(9)]
     compared = [done for stage, done, total in din.told if stage == "compare with PyTorch"]
     cases = len(compared) - 1
     assert compared == list(range(cases + 1))
