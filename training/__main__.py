@@ -381,6 +381,8 @@ def main() -> None:
     except Exception as error:
         if isinstance(error, _expected()):
             complain(console, str(error))
+        elif isinstance(error, ModuleNotFoundError):
+            complain(console, f"{error.name} is not installed: pip install 'dinserve[training]'")
         else:
             traceback.print_exc()
         sys.exit(2 if isinstance(error, OptionError) else 1)

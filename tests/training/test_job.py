@@ -564,3 +564,14 @@ def test_a_failing_process_shows_no_traceback(tmp_path: Path) -> None:
     told = [line for line in ended.stderr.splitlines() if not line.startswith("load PyTorch: ")]
     assert len(told) == 1
     assert told[0].startswith(f"error: {data}/schema.toml: file: expected a readable file")
+
+
+def test_without_its_packages_a_command_says_what_brings_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in an environment that has the service's only."""
+    monkeypatch.delitem(sys.modules, "training.fit", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert command("fit", "--data", tmp_path, "--out", tmp_path / "run") == 1
+    said = capsys.readouterr().err
+    assert said == "error: torch is not installed: pip install 'dinserve[training]'\n"
