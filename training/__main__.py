@@ -16,7 +16,7 @@ import os
 import re
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -141,14 +141,15 @@ def prepare(
     from training import chunks, readers, report, world
     from training.logs import Logs
     from training.rows import MAX_BAD_SHARE
+    from training.scratch import scratch
 
     official: dict[Source, Callable[..., Logs]] = {
         Source.movielens_20m: readers.read_movielens_20m,
         Source.amazon_reviews: readers.read_amazon_reviews,
         Source.alimama: readers.read_alimama,
         Source.ali_ccp: readers.read_ali_ccp,
-        Source.taobao: readers.read_taobao,
     }
+    streamed: dict[Source, Callable[..., Iterator[Logs]]] = {Source.taobao: readers.read_taobao}
     own, made = Source.parquet, Source.synthetic
     of_files, drawn = ([each for each in Source if each is not other] for other in (made, own))
     given: dict[str, tuple[object, Collection[Source]]] = {
@@ -164,7 +165,7 @@ def prepare(
         "--conversions": (conversions or None, [made]),
         "--seed": (seed, drawn),
         "--max-bad-share": (max_bad_share, of_files),
-        "--partial": (partial or None, official),
+        "--partial": (partial or None, [*official, *streamed]),
     }
     columns = [(our, their) for our, _, their in (each.partition("=") for each in column or [])]
     refused = {
@@ -204,6 +205,12 @@ def prepare(
                 skip_unreadable=unreadable is Unreadable.skip,
                 update=update,
             )
+        elif source in streamed and path:
+            with scratch(out) as work:
+                read = streamed[source](
+                    path, work, seed=seed, partial=partial, max_bad_share=bad, update=update
+                )
+                written = chunks.write(out, read)
         elif source is made and users > world.CHUNK:  # not all in memory at once
             large = world.World(users=users, seed=seed, conversions=conversions)
             written = chunks.write(out, large.chunks(), large.events(), update)

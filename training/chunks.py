@@ -30,6 +30,7 @@ from training.logs import (
     read_table,
     replacing,
     user_columns,
+    write_table,
 )
 
 EVENTS = 1 << 18
@@ -144,7 +145,7 @@ def write(
         with events, users:
             for chunk in chunks:
                 if done is None:
-                    chunk.items.write_parquet(fresh / "items.parquet")
+                    write_table(chunk.items, fresh / "items.parquet")
                     (fresh / "schema.toml").write_bytes(chunk.schema_text.encode())
                 if chunk.events["user_id"][0] <= last:
                     raise LogsError("events.parquet", "user_id", "chunks sorted by user_id")
@@ -154,6 +155,7 @@ def write(
                 written = chunk.written()
                 done = written if done is None else done + written
                 update("write rows", done.events, total, {})
+                del chunk  # the next one is made without it in memory
     if done is None:
         raise LogsError(str(folder), "events.parquet", "one chunk at least")
     return done
@@ -173,7 +175,10 @@ class _Table:
         table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
         if self.writer is None:
             self.writer = pq.ParquetWriter(self.path, table.schema, compression="zstd")
-        self.writer.write_table(table, row_group_size=EVENTS)
+        try:
+            self.writer.write_table(table, row_group_size=EVENTS)
+        except OSError as error:
+            raise LogsError(str(self.path), "file", f"room to write ({error})") from None
 
     def __exit__(self, *_: Any) -> None:
         if self.writer is not None:

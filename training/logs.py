@@ -29,7 +29,6 @@ seen_newest     Int64     optional: the newest ts among them; null where there a
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +39,7 @@ import polars as pl
 
 from model.contract.schema import Field, Schema
 from terminal.progress import Update, quiet
+from training.scratch import temporary
 
 TABLES = ("events.parquet", "items.parquet", "users.parquet")
 SPLITS = ("train", "validation", "test")
@@ -89,7 +89,7 @@ class Written:
     lost: tuple[Lost, ...] = ()
 
     def __add__(self, other: Written) -> Written:
-        """With a chunk of other users and the same items."""
+        """With a chunk of other users, the same items, and what is malformed counted once."""
         labels = {split: dict(of) for split, of in self.labels.items()}
         for split, of in other.labels.items():
             mine = labels.setdefault(split, {})
@@ -103,6 +103,7 @@ class Written:
             splits=dict(Counter(self.splits) + Counter(other.splits)),
             labels=labels,
             alone=self.alone + other.alone,
+            left_out=dict(Counter(self.left_out) + Counter(other.left_out)),
         )
 
 
@@ -220,7 +221,7 @@ class Logs:
             done, total = 0, sum(frame.height for frame in self._tables().values())
             update("write rows", done, total, {})
             for table, frame in self._tables().items():
-                frame.write_parquet(fresh / table)
+                write_table(frame, fresh / table)
                 done += frame.height
                 update("write rows", done, total, {})
         return self.written()
@@ -275,9 +276,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     New files are complete before any old one is touched. schema.toml is taken away first and
     put back last, so a folder that has it is complete whatever happened in between.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".logs-", dir=folder) as name:
-        fresh = Path(name)
+    with temporary(folder, ".logs-") as fresh:
         yield fresh
         for file in fresh.iterdir():
             with file.open("rb") as stream:
@@ -304,6 +303,14 @@ def read_table(
         return pl.read_parquet(path, columns=names).select(names)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise LogsError(str(path), "file", f"a readable Parquet file ({error})") from None
+
+
+def write_table(frame: pl.DataFrame, path: Path, row_group_size: int | None = None) -> None:
+    """Write a Parquet file. Raises `LogsError` where that can't be done, as on a full disk."""
+    try:
+        frame.write_parquet(path, row_group_size=row_group_size)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise LogsError(str(path), "file", f"room to write ({error})") from None
 
 
 def read_names(

@@ -112,17 +112,29 @@ def sift(
 ) -> tuple[pl.DataFrame, Dropped]:
     """What ``select`` takes from the sound rows of a file that comes in parts.
 
+    Raises `LogsError` as `pour` does.
+    """
+    frames = list[pl.DataFrame]()
+    dropped = pour(parts, max_bad_share, lambda frame: frames.append(select(frame)))
+    return pl.concat(frames), dropped
+
+
+def pour(
+    parts: Iterable[Rows], max_bad_share: float, take: Callable[[pl.DataFrame], None]
+) -> Dropped:
+    """Hand the sound rows of a file that comes in parts to ``take``, part by part.
+
     Raises `LogsError` as soon as it is seen to be no such file: no row so far was sound.
     """
-    frames, file, total, count, listed = [], "", 0, 0, list[BadRow]()
+    file, total, count, listed = "", 0, 0, list[BadRow]()
     for rows in parts:
         found = rows.dropped
         file, total, count = found.file, total + found.total, count + found.count
         listed += found.listed[: LISTED - len(listed)]
-        frames.append(select(rows.sound()))
+        take(rows.sound())
         if count == total:
             hold_share([Dropped(file, total, count, tuple(listed))], max_bad_share)
-    return pl.concat(frames), Dropped(file, total, count, tuple(listed))
+    return Dropped(file, total, count, tuple(listed))
 
 
 def whole(parts: Iterable[Rows]) -> Rows:

@@ -7,10 +7,9 @@ position, the place of its file and its line there, makes each order a total one
 
 from __future__ import annotations
 
-import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +38,7 @@ from training.logs import (
 from training.option import OptionError
 from training.parts import Reading, TextFile
 from training.rows import MAX_BAD_SHARE, hold_rows, hold_share
+from training.scratch import scratch
 from training.table_files import SUFFIXES, Losses, Parts, find
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def prepare(
     staged = [parts.files for parts in present.values() if parts.suffix != "parquet"]
     reading = Reading.of([TextFile(file) for files in staged for file in files], update)
     losses = Losses(skip_unreadable)
-    with _scratch(Path(out)) as work, start(work) as engine:
+    with scratch(Path(out)) as work, start(work) as engine:
         opened = {name: parts.open(work, reading, losses) for name, parts in present.items()}
         update("arrange", 0, 0, {})
         checked = {
@@ -128,18 +128,6 @@ def prepare(
         malformed,
         lost=tuple(losses.lost),
     )
-
-
-@contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
-    """A folder in ``out``, where there is room and all machines look, for what comes between."""
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".prepare-", dir=out) as folder:
-            yield Path(folder)
-    finally:
-        if not any(out.iterdir()):
-            out.rmdir()
 
 
 def _schema(path: str | Path) -> Schema:

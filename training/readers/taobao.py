@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import polars as pl
@@ -19,13 +21,15 @@ from training.readers.official import (
     whole_numbers,
 )
 from training.readers.protocol import VALIDATION_SHARE, by_user, drawn, unseen
-from training.rows import MAX_BAD_SHARE, Rows, cut, settle, sift
+from training.rows import MAX_BAD_SHARE, Rows, cut, pour, settle
+from training.spill import Distinct, Spill, groups
 
 FILE = "UserBehavior.csv"
 COLUMNS = ("user", "item", "category", "action", "ts")
 ACTIONS = ("pv", "buy", "cart", "fav")
 BEGIN, END = 1_511_539_200, 1_512_316_800  # 2017-11-25 and 2017-12-04, 0:00 in China
 TEST_SHARE = 0.1
+BEGINNING = 3  # digits of a user: a hundredth of them at most, as their numbers go up to 1,018,011
 PUBLISHED = {
     "rows": 100_150_807,
     "users": 987_994,
@@ -36,48 +40,86 @@ PUBLISHED = {
 
 def read_taobao(
     path: str | Path,
+    work: Path,
     *,
     seed: int = 0,
     partial: bool = False,
     max_bad_share: float = MAX_BAD_SHARE,
     update: Update = quiet,
-) -> Logs:
-    """Taobao's UserBehavior.csv, itself, as .gz or .zip, or in a folder.
+) -> Iterator[Logs]:
+    """Taobao's UserBehavior.csv, itself, as .gz or .zip, or in a folder: chunks of whole users.
 
-    Every event within the nine days of the data set is a behaviour. As in DIEN (arXiv 1809.03672)
-    what comes last is told from what came before: a user's last pv is a positive impression where
-    something came before it, with one item the user never has, drawn uniformly with ``seed``, as
-    negative at the same ts. A hash puts 10 % of the users into test and 10 % of the others into
-    validation. Raises `LogsError`.
+    Rows lie in ``work`` in the meantime (`training.spill`). Every event within the nine days of the
+    data set is a behaviour. As in DIEN (arXiv 1809.03672) what comes last is told from what came
+    before: a user's last pv is a positive impression where something came before it, with one item
+    the user never has, drawn uniformly with ``seed``, as negative at the same ts. A hash puts 10 %
+    of the users into test and 10 % of the others into validation. Raises `LogsError`.
     """
     file = _file(Path(path))
     reading = Reading.of([file], update)
     parts = cut(file.name, file.parts(reading), "utf-8", ",", COLUMNS)
-    frame, dropped = sift((_event(rows) for rows in parts), max_bad_share, _small)
-    update("arrange", 0, 0, {})
+    log = _Log(work)
+    dropped = pour(map(_event, parts), max_bad_share, log.add)
     malformed = settle([dropped], max_bad_share)
+    goods = log.goods.rows()
     found = {
         "rows": dropped.total,
-        "users": frame["user"].n_unique(),
-        "items": frame["item"].n_unique(),
-        "categories": frame["category"].n_unique(),
+        "users": log.users.rows().height,
+        "items": goods["item"].n_unique(),
+        "categories": goods["category"].n_unique(),
     }
     hold(file.name, PUBLISHED, found, partial)
-    events = frame.filter(pl.col("ts").is_between(BEGIN, END, closed="left"))
-    if events.is_empty():
+    catalogue = goods.filter("within").unique("item", keep="first", maintain_order=True)
+    if catalogue.is_empty():
         raise LogsError(file.name, "ts", "events of 2017-11-25 to 2017-12-03, found none")
-    outside = frame.height - events.height
-    del frame
-    events = events.sort("user", "ts", maintain_order=True).with_row_index("at")
-    catalogue = events.select("item", "category").unique("item", keep="first", maintain_order=True)
+    items = catalogue.select(pl.col("item").alias("item_id"), "category")
+    items = items.select(texts("item_id", "category"))
+    ids = catalogue["item"].sort()
 
+    def logs(number: int, group: tuple[pl.DataFrame, ...]) -> Logs:
+        events, shown = _events(group[0], ids, seed, number, file.name)
+        users = events.select(pl.col("user_id").unique().sort())
+        left_out = {
+            "events outside 2017-11-25 to 2017-12-03": 0 if number else log.outside,
+            "users without a pv after another event (their events are behaviours only)": (
+                users.height - shown
+            ),
+        }
+        return Logs.build(SCHEMAS / "taobao.toml", events, items, users, malformed, left_out)
+
+    yield from map(logs, count(), groups(log.within, update=update))
+
+
+class _Log:
+    """What is kept of all rows: on disk those within the nine days, and how many are not."""
+
+    def __init__(self, work: Path) -> None:
+        self.within, self.outside = Spill(work, "events", "user", BEGINNING), 0
+        self.users, self.goods = Distinct("user"), Distinct("item", "category", "within")
+
+    def add(self, frame: pl.DataFrame) -> None:
+        action = pl.col("action").cast(pl.Enum(ACTIONS))
+        within = pl.col("ts").is_between(BEGIN, END, closed="left").alias("within")
+        rows = frame.select(*whole_numbers("user", "item", "category"), action, "ts", within)
+        self.users.add(rows.select("user"))
+        self.goods.add(rows.select("item", "category", "within"))
+        timely = rows.filter("within").select("user", "item", "action", "ts")
+        self.within.add(timely)
+        self.outside += rows.height - timely.height
+
+
+def _events(
+    events: pl.DataFrame, catalogue: pl.Series, seed: int, number: int, file: str
+) -> tuple[pl.DataFrame, int]:
+    """The events of a group of users by its number, and how many of them have impressions."""
+    events = events.sort("user", "ts", maintain_order=True).with_row_index("at")
     users = events.group_by("user", maintain_order=True).agg(pl.col("ts").first().alias("since"))
     last = events.filter(pl.col("action") == "pv").group_by("user", maintain_order=True).last()
     last = last.join(users, on="user", maintain_order="left").filter(pl.col("ts") > pl.col("since"))
     test = drawn(users["user"], "test", seed, TEST_SHARE)
     validation = drawn(users["user"], "validation", seed, VALIDATION_SHARE)
     last = last.with_columns(by_user("user", test, validation).alias("split"))
-    never = unseen(last["user"], events["user"], events["item"], catalogue["item"], seed, file.name)
+    never = unseen(last["user"], events["user"], events["item"], catalogue, [seed, number], file)
     negative = last.select(
         "user",
         never.alias("item"),
@@ -91,22 +133,8 @@ def read_taobao(
     positive = events.join(shown, on="at", how="left", maintain_order="left").select(
         "user", "item", "ts", pl.lit(True).alias("behaviour"), "split", "ctr", "action"
     )
-    names = {"user": "user_id", "item": "item_id"}
-    return Logs.build(
-        SCHEMAS / "taobao.toml",
-        pl.concat([positive, negative])
-        .rename(names)
-        .with_columns(texts("user_id", "item_id", "action")),
-        catalogue.rename(names, strict=False).select(texts("item_id", "category")),
-        users.select(pl.col("user").cast(pl.String).alias("user_id")),
-        malformed,
-        {
-            "events outside 2017-11-25 to 2017-12-03": outside,
-            "users without a pv after another event (their events are behaviours only)": (
-                users.height - last.height
-            ),
-        },
-    )
+    every = pl.concat([positive, negative]).rename({"user": "user_id", "item": "item_id"})
+    return every.with_columns(texts("user_id", "item_id", "action")), last.height
 
 
 def _file(path: Path) -> TextFile:
@@ -122,8 +150,3 @@ def _event(rows: Rows) -> Rows:
         other_than("action", *ACTIONS),
         (pl.col("ts").is_null(), "the timestamp is not an integer"),
     )
-
-
-def _small(frame: pl.DataFrame) -> pl.DataFrame:
-    action = pl.col("action").cast(pl.Enum(ACTIONS))
-    return frame.select(*whole_numbers("user", "item", "category"), action, "ts")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tests.training.prepared import read_chunks
 from tests.training.readers import files
 from training.logs import LogsError
-from training.readers import read_taobao, taobao
+from training.readers import taobao
+from training.spill import Spill
 
 FIRST = taobao.BEGIN
+read_taobao = partial(read_chunks, taobao.read_taobao)
 OTHERS = [f"9,{item},3,buy,{FIRST + item}" for item in range(100, 110)]  # no pv: never shown
 
 
@@ -128,3 +133,44 @@ def test_a_file_of_another_layout_ends_with_its_first_part(
             path, partial=True, update=lambda stage, done, total, figures: told.append(done)
         )
     assert sum(told) == 0
+
+
+def test_groups_of_users_are_the_same_logs_as_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the items that are drawn for each group; never two groups are in memory."""
+    lines = [
+        f"{user},{user * at % 90},{at % 4},{taobao.ACTIONS[user * at % 4]},{FIRST - 2 + at * 3 % 7}"
+        for at in range(9)
+        for user in range(1, 250)
+    ]
+    path = files.taobao(tmp_path, *lines)
+    one = read_taobao(path, partial=True)
+    monkeypatch.setattr("training.spill.RUN", 2000)
+    monkeypatch.setattr("training.spill.GROUP", 2000)
+    read, alive = Spill.read, list[weakref.ref[pl.DataFrame]]()
+
+    def watched(spill: Spill, first: str, last: str) -> pl.DataFrame:
+        assert not any(frame() is not None for frame in alive)
+        frame = read(spill, first, last)
+        alive.append(weakref.ref(frame))
+        return frame
+
+    monkeypatch.setattr(Spill, "read", watched)
+    many = read_taobao(path, partial=True)
+    assert len(alive) > 9
+    drawn = pl.when("behaviour").then("item_id").alias("item_id")
+    assert many.events.with_columns(drawn).equals(one.events.with_columns(drawn))
+    assert (many.items.equals(one.items), many.users.equals(one.users)) == (True, True)
+    assert (many.left_out, many.malformed) == (one.left_out, one.malformed)
+    assert min(many.left_out.values()) > 0
+    has = many.events.filter("behaviour").select("user_id", "item_id")
+    negatives = many.events.filter(~pl.col("behaviour"))
+    assert negatives.join(has, on=["user_id", "item_id"]).is_empty()
+
+
+def test_an_item_has_the_category_of_its_first_event_within_the_nine_days(tmp_path: Path) -> None:
+    """First in the file; what is left out says nothing of it."""
+    lines = ("5,10,1,pv,5", f"5,10,2,pv,{FIRST + 9}", f"1,10,3,pv,{FIRST}")
+    logs = read_taobao(files.taobao(tmp_path, *lines, *OTHERS), partial=True)
+    assert logs.items.filter(pl.col("item_id") == "10").rows() == [("10", "2")]
