@@ -146,10 +146,12 @@ def prepare(
     official: dict[Source, Callable[..., Logs]] = {
         Source.movielens_20m: readers.read_movielens_20m,
         Source.amazon_reviews: readers.read_amazon_reviews,
-        Source.alimama: readers.read_alimama,
         Source.ali_ccp: readers.read_ali_ccp,
     }
-    streamed: dict[Source, Callable[..., Iterator[Logs]]] = {Source.taobao: readers.read_taobao}
+    streamed: dict[Source, Callable[..., Iterator[Logs]]] = {
+        Source.alimama: readers.read_alimama,
+        Source.taobao: readers.read_taobao,
+    }
     own, made = Source.parquet, Source.synthetic
     of_files, drawn = ([each for each in Source if each is not other] for other in (made, own))
     given: dict[str, tuple[object, Collection[Source]]] = {

@@ -147,9 +147,10 @@ def write(
                 if done is None:
                     write_table(chunk.items, fresh / "items.parquet")
                     (fresh / "schema.toml").write_bytes(chunk.schema_text.encode())
-                if chunk.events["user_id"][0] <= last:
-                    raise LogsError("events.parquet", "user_id", "chunks sorted by user_id")
-                last = chunk.events["user_id"][-1]
+                if len(chunk):
+                    if chunk.events["user_id"][0] <= last:
+                        raise LogsError("events.parquet", "user_id", "chunks sorted by user_id")
+                    last = chunk.events["user_id"][-1]
                 events.append(chunk.events)
                 users.append(chunk.users)
                 written = chunk.written()

@@ -39,8 +39,13 @@ class Spill:
 
     def add(self, rows: pl.DataFrame) -> None:
         """Take rows, once at least, be it none. Raises `LogsError` where the disk is full."""
+        size = int(rows.estimated_size())
         self._waiting.append(rows)
-        self._size += int(rows.estimated_size())
+        self._size, self.bytes, self.rows = (
+            self._size + size,
+            self.bytes + size,
+            self.rows + rows.height,
+        )
         if self._size >= RUN:
             self.flush()
 
@@ -49,10 +54,9 @@ class Spill:
         if not self._waiting:
             return
         run = pl.concat(self._waiting)
-        self._waiting, size, self._size = [], self._size, 0
+        self._waiting, self._size = [], 0
         run = run.with_columns(self._begin).sort(BEGIN, maintain_order=True)
         self.counts.update(dict(run.group_by(BEGIN).len().iter_rows()))
-        self.rows, self.bytes = self.rows + run.height, self.bytes + size
         path = self._folder / f"{self._name}-{len(self._runs):05d}.parquet"
         write_table(run, path, row_group_size=max(run.height // PARTS, LEAST))
         self._runs.append(path)
@@ -63,7 +67,9 @@ class Spill:
         return pl.scan_parquet(self._runs).filter(within).drop(BEGIN).collect()
 
 
-def groups(*spills: Spill, update: Update = quiet) -> Iterator[tuple[pl.DataFrame, ...]]:
+def groups(
+    *spills: Spill, stage: str = "write rows", update: Update = quiet
+) -> Iterator[tuple[pl.DataFrame, ...]]:
     """The rows of each spill, group by group, each of some `GROUP` bytes in all.
 
     None of them is held here. ``update`` is told of the rows whose group was done with.
@@ -71,11 +77,11 @@ def groups(*spills: Spill, update: Update = quiet) -> Iterator[tuple[pl.DataFram
     for spill in spills:
         spill.flush()
     done, total = 0, sum(spill.rows for spill in spills)
-    update("write rows", done, total, {})
+    update(stage, done, total, {})
     for first, last, rows in _ranges(spills):
         yield tuple(spill.read(first, last) for spill in spills)
         done += rows
-        update("write rows", done, total, {})
+        update(stage, done, total, {})
 
 
 def _ranges(spills: tuple[Spill, ...]) -> Iterator[tuple[str, str, int]]:

@@ -7,9 +7,8 @@ are ad fields.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,8 @@ from training.readers.official import (
     whole_numbers,
 )
 from training.readers.protocol import VALIDATION_SHARE, drawn
-from training.rows import MAX_BAD_SHARE, Rows, cut, repeated, settle, sift, whole
+from training.rows import MAX_BAD_SHARE, Rows, cut, pour, repeated, settle, whole
+from training.spill import Distinct, Spill, groups
 
 PROFILE = (
     *("cms_segid", "cms_group_id", "final_gender_code", "age_level", "pvalue_level"),
@@ -47,66 +47,81 @@ ACTIONS = ("pv", "cart", "fav", "buy")
 BEGIN = 1_492_790_400  # 2017-04-22, 0:00 in China: the first day of the behaviours
 SHOWN, TEST, END = 1_494_000_000, 1_494_604_800, 1_494_691_200  # 2017-05-06, -13 and -14
 PUBLISHED = {"impressions": 26_557_961, "ads": 846_811, "users with a profile": 1_061_768}
-AT_ONCE = 20_000_000  # behaviours that are looked through at a time
+BEGINNING = 3  # digits of a user: a hundredth of them at most, as their numbers go up to 1,141,729
 
 
 def read_alimama(
     path: str | Path,
+    work: Path,
     *,
     seed: int = 0,
     partial: bool = False,
     max_bad_share: float = MAX_BAD_SHARE,
     update: Update = quiet,
-) -> Logs:
+) -> Iterator[Logs]:
     """Ali_Display_Ad_Click from the folder of its four files, each plain, .gz or .tar.gz.
 
-    Training is on the first seven days, 10 % of whose users a hash takes for validation; test is
-    the eighth. An impression sees the behaviours of before, whatever their kind; those that no
-    impression sees are left out. Raises `LogsError`.
+    Gives chunks of whole users; rows lie in ``work`` in the meantime (`training.spill`). Training
+    is on the first seven days, 10 % of whose users a hash takes for validation; test is the eighth.
+    An impression sees the behaviours of before, whatever their kind; those that no impression sees
+    are left out. Raises `LogsError`.
     """
     folder = Path(path)
     files = {name: find(folder, name) for name in COLUMNS}
     reading = Reading.of(list(files.values()), update)
-    shown, shown_dropped = sift(
-        map(_impression, _parts(files, "raw_sample.csv", reading)), max_bad_share, _small_impression
-    )
     ads = _ad(whole(_parts(files, "ad_feature.csv", reading)))
-    people = _profile(whole(_parts(files, "user_profile.csv", reading)))
-    settle([shown_dropped, ads.dropped, people.dropped], max_bad_share)  # before the largest file
+    known = ads.sound().select("adgroup_id", "campaign_id", "customer", "cate", "brand", "price")
+    shown = _Shown(work, known["adgroup_id"])
+    shown_dropped = pour(
+        map(_impression, _parts(files, "raw_sample.csv", reading)), max_bad_share, shown.add
+    )
+    profiles = _profile(whole(_parts(files, "user_profile.csv", reading)))
+    dropped = [shown_dropped, ads.dropped, profiles.dropped]
+    settle(dropped, max_bad_share)  # before the largest file
+    people = Spill(work, "profiles", "user_id", BEGINNING)
+    people.add(profiles.sound().rename({"userid": "user_id"}))
     found = {
         "impressions": shown_dropped.total,
-        "ads": ads.frame.height,
-        "users with a profile": people.frame.height,
+        "ads": known.height,
+        "users with a profile": people.rows,
     }
     hold(str(folder), PUBLISHED, found, partial)
-    log = _Log(shown["user"].unique())
-    behaviours, log_dropped = sift(
-        map(_behaviour, _parts(files, "behavior_log.csv", reading)), max_bad_share, log.select
-    )
-    update("arrange", 0, 0, {})
-    dropped = [shown_dropped, ads.dropped, people.dropped, log_dropped]
-    malformed = settle(dropped, max_bad_share)
-    known = ads.sound().select("adgroup_id", "campaign_id", "customer", "cate", "brand", "price")
-    impressions = shown.join(known, on="adgroup_id", maintain_order="left")
-    if impressions.is_empty():
+    if not shown.described.rows:
         expected = "impressions of ads that ad_feature describes, found none"
         raise LogsError(files["raw_sample.csv"].name, "adgroup_id", expected)
+    del profiles
+    log = _Log(work, shown.users.rows()["user"])
+    log_dropped = pour(
+        map(_behaviour, _parts(files, "behavior_log.csv", reading)), max_bad_share, log.add
+    )
+    malformed = settle([*dropped, log_dropped], max_bad_share)
     schema = SCHEMAS / "alimama.toml"
-    seen = _seen(behaviours, impressions, Schema.load(schema).history_length)
+    length = Schema.load(schema).history_length
+    seen, goods = Spill(work, "seen", "user", BEGINNING), Distinct("cate", "brand")
+    goods.add(known.select("cate", "brand"))
+    for happened, impressions in groups(log.ours, shown.described, stage="arrange", update=update):
+        of_use = _seen(happened, impressions, length)
+        seen.add(of_use)
+        goods.add(of_use.select("cate", "brand"))
+        del happened, impressions, of_use  # the next ones are read without them in memory
     left_out = {
         **log.left_out,
-        "behaviours that no impression sees": behaviours.height - seen.height,
-        "impressions of ads without a row in ad_feature": shown.height - impressions.height,
+        "behaviours that no impression sees": log.ours.rows - seen.rows,
+        "impressions of ads without a row in ad_feature": shown.others,
     }
-    del behaviours, shown
-    goods = [frame.select("cate", "brand").unique() for frame in (known, seen)]
-    pairs = pl.concat(goods).unique().sort("cate", "brand")
+    pairs = goods.rows().sort("cate", "brand")
     items = pairs.select(_item_id(), pl.col("cate").alias("category"), "brand")
     items = items.with_columns(texts("category", "brand"))
-    validation = drawn(impressions["user"].unique(), "validation", seed, VALIDATION_SHARE)
-    events = pl.concat([_behaviours(seen), _impressions(impressions, validation)])
-    users = people.sound().rename({"userid": "user_id"})
-    return Logs.build(schema, events, items, users, malformed, left_out)
+
+    def logs(number: int, group: tuple[pl.DataFrame, ...]) -> Logs:
+        behaviours, impressions, users = group
+        validation = drawn(impressions["user"].unique(), "validation", seed, VALIDATION_SHARE)
+        shown = impressions.join(known, on="adgroup_id", maintain_order="left")
+        events = pl.concat([_behaviours(behaviours), _impressions(shown, validation)])
+        of_first = {} if number else left_out
+        return Logs.build(schema, events, items, users.sort("user_id"), malformed, of_first)
+
+    yield from map(logs, count(), groups(seen, shown.described, people, update=update))
 
 
 def _parts(files: Mapping[str, TextFile], name: str, reading: Reading) -> Iterator[Rows]:
@@ -126,9 +141,20 @@ def _impression(rows: Rows) -> Rows:
     )
 
 
-def _small_impression(frame: pl.DataFrame) -> pl.DataFrame:
-    numbers = whole_numbers("user", "adgroup_id")
-    return frame.select(*numbers, "ts", "pid", pl.col("clk").cast(pl.Int8).alias("ctr"))
+class _Shown:
+    """Who was shown something, and on disk the impressions of ``ads``."""
+
+    def __init__(self, work: Path, ads: pl.Series) -> None:
+        self.described, self.others = Spill(work, "impressions", "user", BEGINNING), 0
+        self.users, self._ads = Distinct("user"), ads
+
+    def add(self, frame: pl.DataFrame) -> None:
+        ids, clicked = whole_numbers("user", "adgroup_id"), pl.col("clk").cast(pl.Int8)
+        rows = frame.select(*ids, "ts", "pid", clicked.alias("ctr"))
+        described = rows.filter(pl.col("adgroup_id").is_in(self._ads.implode()))
+        self.users.add(rows.select("user"))
+        self.described.add(described)
+        self.others += rows.height - described.height
 
 
 def _ad(rows: Rows) -> Rows:
@@ -163,22 +189,21 @@ def _or_null(name: str, missing: str) -> pl.Expr:
     return pl.when(pl.col(name) != missing).then(name).alias(name)
 
 
-@dataclass
 class _Log:
-    """What is of use in the behaviours of 22 days: those of ``users``, small enough to be kept."""
+    """What is of use in the behaviours of 22 days: on disk those of ``users``."""
 
-    users: pl.Series
-    others: int = 0
-    outside: int = 0
+    def __init__(self, work: Path, users: pl.Series) -> None:
+        self.ours, self._users = Spill(work, "behaviours", "user", BEGINNING), users
+        self.others = self.outside = 0
 
-    def select(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def add(self, frame: pl.DataFrame) -> None:
         within = pl.col("ts").is_between(BEGIN, END, closed="left")
         action = pl.col("btag").cast(pl.Enum(ACTIONS))
         timely = frame.filter(within).select(*whole_numbers("user", "cate", "brand"), "ts", action)
-        ours = timely.filter(pl.col("user").is_in(self.users.implode()))
+        ours = timely.filter(pl.col("user").is_in(self._users.implode()))
+        self.ours.add(ours)
         self.outside += frame.height - timely.height
         self.others += timely.height - ours.height
-        return ours
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -190,16 +215,6 @@ class _Log:
 
 def _seen(behaviours: pl.DataFrame, impressions: pl.DataFrame, length: int) -> pl.DataFrame:
     """The behaviours that some impression sees, being among the last ``length`` before it."""
-    groups = max(1, math.ceil(behaviours.height / AT_ONCE))
-    return pl.concat(
-        [
-            _seen_by(behaviours.filter(group), impressions.filter(group), length)
-            for group in (pl.col("user") % groups == at for at in range(groups))
-        ]
-    )
-
-
-def _seen_by(behaviours: pl.DataFrame, impressions: pl.DataFrame, length: int) -> pl.DataFrame:
     behaviours = behaviours.sort("user", "ts", maintain_order=True)
     happened = behaviours.select("user", "ts", pl.lit(True).alias("behaviour"))
     shown = impressions.select("user", "ts", pl.lit(False).alias("behaviour"))

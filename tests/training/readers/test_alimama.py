@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -9,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.training.prepared import read_chunks
 from tests.training.readers import files
 from tests.training.readers.files import ALIMAMA_FIRST as FIRST
 from tests.training.readers.files import DAY
 from training.dataset import build, learn_encoder
 from training.logs import LogsError
-from training.readers import alimama, read_alimama
+from training.readers import alimama
 
+read_alimama = partial(read_chunks, alimama.read_alimama)
 SHOWN = [
     f"{user},{FIRST + day * DAY + user},{ad},430548_1007,{1 - click},{click}"
     for user, ad, click in ((1, 1, 0), (2, 2, 1))
@@ -101,10 +104,9 @@ def test_what_has_no_use_is_left_out_and_counted(tmp_path: Path) -> None:
     st.lists(st.tuples(st.integers(1, 3), st.integers(0, 60)), max_size=80),
     st.lists(st.tuples(st.integers(1, 3), st.integers(0, 60)), min_size=1, max_size=8),
     st.integers(1, 4),
-    st.integers(1, 30),
 )
 def test_no_impression_loses_a_behaviour_that_it_sees(
-    behaviours: list[tuple[int, int]], shown: list[tuple[int, int]], length: int, at_once: int
+    behaviours: list[tuple[int, int]], shown: list[tuple[int, int]], length: int
 ) -> None:
     """What is kept is what the last ``length`` before some impression are, and nothing else."""
     schema = {"user": pl.Int32, "ts": pl.Int64}
@@ -114,9 +116,7 @@ def test_no_impression_loses_a_behaviour_that_it_sees(
     for user, ts in shown:
         before = [(t, at) for at, (u, t) in enumerate(behaviours) if u == user and t < ts]
         wanted |= {at for _, at in sorted(before)[-length:]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(alimama, "AT_ONCE", at_once)
-        assert set(alimama._seen(log, impressions, length)["at"]) == wanted
+    assert set(alimama._seen(log, impressions, length)["at"]) == wanted
 
 
 def test_the_logs_become_a_dataset_with_shared_tables(tmp_path: Path) -> None:
@@ -212,3 +212,33 @@ def test_another_size_than_the_published_is_an_error_unless_it_is_said(
     monkeypatch.setattr(alimama, "PUBLISHED", {**found, "ads": 3})
     with pytest.raises(LogsError, match="ads: expected the published 3, found 2"):
         read_alimama(folder)
+
+
+def test_groups_of_users_are_the_same_logs_as_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users that only have a profile are among them."""
+    shown = [
+        f"{user},{FIRST + user % 9 * DAY},{1 + at},430548_1007,{at % 2},{1 - at % 2}"
+        for at in range(3)
+        for user in range(1, 300)
+        if user % 9 < 8
+    ]
+    behaviours = [
+        f"{user},{FIRST - at * DAY // 4},pv,{user * at % 70},{at}"
+        for at in range(60)
+        for user in range(1, 300, 2)
+    ]
+    people = [f"{user},0,5,2,5,,3,0,3" for user in range(400, 1, -1)]
+    folder = files.alimama(tmp_path, shown, behaviours, people=people)
+    one = read_alimama(folder, partial=True)
+    for name, value in {"RUN": 5000, "GROUP": 5000}.items():
+        monkeypatch.setattr(f"training.spill.{name}", value)
+    chunks = alimama.read_alimama(folder, tmp_path, partial=True)
+    assert sum(1 for _ in chunks) > 9
+    many = read_alimama(folder, partial=True)
+    assert many.events.equals(one.events)
+    assert (many.items.equals(one.items), many.users.equals(one.users)) == (True, True)
+    assert (many.left_out, many.malformed) == (one.left_out, one.malformed)
+    assert len(one.left_out) == 4
+    assert one.users.height == 399

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.training.prepared import read_tables
+from tests.training.prepared import read_chunks, read_tables
 from tests.training.readers import files
 from training.dataset import build, learn_encoder
 from training.logs import LogsError
@@ -51,7 +51,7 @@ def test_real_rows_of_alimama_are_read(tmp_path: Path) -> None:
             if a in names
         ]
     folder = files.alimama(tmp_path, shown, log, [*ads.values()], [*people.values()])
-    logs = read_alimama(folder, partial=True)
+    logs = read_chunks(read_alimama, folder, partial=True)
     assert logs.malformed.count == 0
     assert logs.users.height == 230
     impressions = logs.events.filter(~pl.col("behaviour"))
