@@ -146,10 +146,10 @@ def prepare(
     official: dict[Source, Callable[..., Logs]] = {
         Source.movielens_20m: readers.read_movielens_20m,
         Source.amazon_reviews: readers.read_amazon_reviews,
-        Source.ali_ccp: readers.read_ali_ccp,
     }
     streamed: dict[Source, Callable[..., Iterator[Logs]]] = {
         Source.alimama: readers.read_alimama,
+        Source.ali_ccp: readers.read_ali_ccp,
         Source.taobao: readers.read_taobao,
     }
     own, made = Source.parquet, Source.synthetic

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.training.spilled import in_groups
 from training import spill
 from training.logs import LogsError
 from training.spill import Distinct, Spill, groups
@@ -21,12 +22,6 @@ ROWS = st.lists(st.integers(0, 1200), max_size=60)
 def rows_of(users: list[int], begin: int = 0) -> pl.DataFrame:
     at = pl.int_range(begin, begin + len(users), eager=True)
     return pl.DataFrame({"user": pl.Series(users, dtype=pl.Int32), "at": at})
-
-
-def small(patch: pytest.MonkeyPatch, run: int = 100, group: int = 100) -> None:
-    """Runs and groups of so many bytes, in row groups of some rows."""
-    for name, value in {"RUN": run, "GROUP": group, "LEAST": 3}.items():
-        patch.setattr(spill, name, value)
 
 
 @settings(deadline=None, max_examples=30)
@@ -44,73 +39,68 @@ def test_groups_are_the_rows_in_the_order_of_ids_as_text(
     in the other spill, and those of a user keep their order."""
     folder = tmp_path_factory.mktemp("spill")
     with pytest.MonkeyPatch.context() as patch:
-        small(patch, run, group)
+        in_groups(patch, run, group)
         both = Spill(folder, "one", "user", length), Spill(folder, "other", "user", length)
         for each, users in zip(both, (one, other), strict=True):
             for begin in range(0, max(len(users), 1), part):
                 each.add(rows_of(users[begin : begin + part], begin))
-        found = list(groups(*both)) if one or other else []
+        found = list(map(by_text, groups(*both)))
     for at, users in enumerate((one, other)):
         text = [(str(user), number) for number, user in enumerate(users)]
-        back = [row for frames in found for row in sorted_by_text(frames[at])]
-        assert back == sorted(text)
-    seen = [{user for frame in frames for user in frame["user"]} for frames in found]
+        assert [row for frames in found for row in frames[at]] == sorted(text)
+    seen = [{user for rows in frames for user, _ in rows} for frames in found]
     assert sum(map(len, seen)) == len(set(one) | set(other))
     assert all(seen)
 
 
-def sorted_by_text(frame: pl.DataFrame) -> list[tuple[str, int]]:
+def heights(group: tuple[pl.DataFrame, ...]) -> list[int]:
+    return [rows.height for rows in group]
+
+
+def by_text(group: tuple[pl.DataFrame, ...]) -> list[list[tuple[str, int]]]:
     """As a reader sorts a group: by user, ties in the order of the group."""
-    text = frame.with_columns(pl.col("user").cast(pl.String))
-    return text.sort("user", maintain_order=True).rows()
+    user = pl.col("user").cast(pl.String)
+    return [rows.with_columns(user).sort("user", maintain_order=True).rows() for rows in group]
 
 
 def test_a_group_has_no_more_bytes_than_it_may_unless_one_beginning_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row has 12 bytes here: 4 users of two rows in 100 bytes, and 30 rows of one user."""
-    small(monkeypatch, run=1000)
+    in_groups(monkeypatch, 1000, 100)
     kept = Spill(tmp_path, "rows", "user", 2)
     kept.add(rows_of([user for user in range(10, 30) for _ in range(30 if user == 20 else 2)]))
-    sizes = [frame.height for (frame,) in groups(kept)]
-    assert sizes == [8, 8, 4, 30, 8, 8, 2]
+    sizes = map(heights, groups(kept))
+    assert [rows for (rows,) in sizes] == [8, 8, 4, 30, 8, 8, 2]
 
 
 def test_no_group_is_in_memory_when_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And no row that waits when groups begin."""
-    small(monkeypatch, run=1 << 20)
+    found = in_groups(monkeypatch, 1 << 20, 100)
     kept = Spill(tmp_path, "rows", "user", 2)
     waiting = rows_of(list(range(100)))
     kept.add(waiting)
-    alive = [weakref.ref(waiting)]
+    alive = weakref.ref(waiting)
     del waiting
-    read = Spill.read
-
-    def watched(each: Spill, first: str, last: str) -> pl.DataFrame:
-        assert [frame() for frame in alive] == [None] * len(alive)
-        frame = read(each, first, last)
-        alive.append(weakref.ref(frame))
-        return frame
-
-    monkeypatch.setattr(Spill, "read", watched)
-    for _ in map(len, groups(kept)):
-        pass
-    assert len(alive) > 5
+    for rows in map(heights, groups(kept)):
+        assert (sum(rows) > 0, alive()) == (True, None)
+    assert len(found) > 5
+    with pytest.raises(AssertionError):
+        list(groups(kept))  # keeps them
 
 
 def test_the_rows_whose_group_was_done_with_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From none to all of both."""
-    small(monkeypatch)
+    in_groups(monkeypatch, 100, 100)
     kept = [Spill(tmp_path, name, "user", 2) for name in ("a", "b")]
     for each in kept:
         each.add(rows_of(list(range(10, 20))))
     told: list[tuple[int, int]] = []
-    for _ in groups(*kept, update=lambda stage, done, total, _: told.append((done, total))):
-        pass
+    list(map(heights, groups(*kept, update=lambda _, done, total, __: told.append((done, total)))))
     assert told[0] == (0, 20)
     assert told[-1] == (20, 20)
     assert sorted(told) == told

@@ -9,8 +9,7 @@ history it holds, weakest first, and the product itself is in the ad fields.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import polars as pl
@@ -18,12 +17,14 @@ import polars as pl
 from model.contract.schema import Schema
 from terminal.progress import Update, quiet
 from training.logs import Logs, LogsError
-from training.parts import Reading, TextFile
+from training.parts import Reading
 from training.readers.official import SCHEMAS, find, hold, not_digits, other_than
 from training.readers.protocol import VALIDATION_SHARE, drawn
-from training.rows import MAX_BAD_SHARE, Dropped, Rows, cut, empty, settle, sift
+from training.rows import MAX_BAD_SHARE, Dropped, Rows, cut, empty, pour, settle
+from training.spill import Distinct, Spill, groups
 
 SPLITS = ("train", "test")
+BEGINNING = 9  # characters of a user: the split, a colon and three or four of the index
 SKELETON = ("sample_id", "click", "buy", "index", "feature_num", "feature_list")
 COMMON = ("index", "feature_num", "feature_list")
 USER = {
@@ -53,101 +54,119 @@ PUBLISHED = {"train": {"samples": 42_300_135}, "test": {"samples": 43_016_840}}
 
 def read_ali_ccp(
     path: str | Path,
+    work: Path,
     *,
     seed: int = 0,
     partial: bool = False,
     max_bad_share: float = MAX_BAD_SHARE,
     update: Update = quiet,
-) -> Logs:
-    """Ali-CCP from the folder of its four files, each plain, .gz or .tar.gz.
+) -> Iterator[Logs]:
+    """Ali-CCP from the folder of its four files, each plain, .gz or .tar.gz: chunks of whole users.
 
-    Test is as given; a hash takes 10 % of the users of the training files for validation. Samples
-    that were bought and not clicked are left out. Raises `LogsError`.
+    Rows lie in ``work`` in the meantime (`training.spill`). Test is as given; a hash takes 10 % of
+    the users of the training files for validation. Samples that were bought and not clicked are
+    left out. Raises `LogsError`.
     """
     folder = Path(path)
     kinds = ("common_features", "sample_skeleton")
     files = {split: tuple(find(folder, f"{k}_{split}.csv") for k in kinds) for split in SPLITS}
     reading = Reading.of([file for pair in files.values() for file in pair], update)
     schema = SCHEMAS / "ali-ccp.toml"
-    most = {field.name: field.max_values for field in Schema.load(schema).fields}
-    halves = {
-        split: _read(split, files[split], most, reading, partial, max_bad_share) for split in SPLITS
+    rows = _Rows(work, {field.name: field.max_values for field in Schema.load(schema).fields})
+    dropped = list[Dropped]()
+    for split, (common, skeleton) in files.items():
+        parts = cut(common.name, common.parts(reading), "utf-8", ",", COMMON)
+        dropped.append(pour(map(_user, parts), max_bad_share, rows.adding_users(split)))
+        parts = cut(skeleton.name, skeleton.parts(reading), "utf-8", ",", SKELETON)
+        dropped.append(pour(map(_sample, parts), max_bad_share, rows.adding_samples(split)))
+        hold(skeleton.name, PUBLISHED[split], {"samples": dropped[-1].total}, partial)
+    malformed = settle(dropped, max_bad_share)
+    items = rows.items.rows().sort("item_id")
+    impressions = 0
+    for every, shown in groups(rows.users, rows.samples, update=update):
+        users, samples, left_out = _of_use(every, shown)
+        events = pl.concat([_behaviours(users), _impressions(samples, users, seed)], how="diagonal")
+        impressions += samples.height
+        del every, shown, samples  # the next ones are read without them in memory
+        yield Logs.build(schema, events, items, users, malformed, left_out)
+        del users, events
+    if not impressions:
+        raise LogsError(str(folder), "samples", "samples with common features, found none")
+
+
+class _Rows:
+    """What is kept of all lines: users and samples on disk, and the categories that there are.
+
+    Of tags the strongest are kept, at ``most`` so many.
+    """
+
+    def __init__(self, work: Path, most: Mapping[str, int]) -> None:
+        self.users = Spill(work, "users", "user_id", BEGINNING)
+        self.samples = Spill(work, "samples", "user_id", BEGINNING)
+        self.items, self._most = Distinct("item_id"), most
+
+    def adding_users(self, split: str) -> Callable[[pl.DataFrame], None]:
+        past = [_strongest(number, self._most[name]).alias(name) for name, number in PAST.items()]
+        categories = _features(CATEGORIES).alias("categories")
+
+        def add(frame: pl.DataFrame) -> None:
+            users = frame.select(_user_id(split), *USER, *past, categories)
+            self.users.add(users)
+            self.items.add(_behaviours(users).select("item_id"))
+
+        return add
+
+    def adding_samples(self, split: str) -> Callable[[pl.DataFrame], None]:
+        labels = [pl.col("click").cast(pl.Int8).alias("ctr"), pl.col("buy").cast(pl.Int8)]
+        intention = _strongest(INTENTION, self._most["intention"]).alias("intention")
+        known = [_highest(number).alias(name) for name, number in KNOWN.items()]
+
+        def add(frame: pl.DataFrame) -> None:
+            samples = frame.select(_user_id(split), *labels, *SAMPLE, intention, *known)
+            self.samples.add(samples)
+            self.items.add(samples.select("item_id"))
+
+        return add
+
+
+def _user_id(split: str) -> pl.Expr:
+    return pl.concat_str(pl.lit(f"{split}:"), "index").alias("user_id")
+
+
+def _of_use(
+    every: pl.DataFrame, shown: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """A group's users, each once, its samples, and how many were left out."""
+    users = every.unique("user_id", keep="first", maintain_order=True).sort("user_id")
+    owned = shown.join(users, on="user_id", how="semi", maintain_order="left")
+    samples = owned.filter((pl.col("ctr") == 1) | (pl.col("buy") == 0))
+    steps = {
+        "common features whose index came before": (every, users),
+        "samples without common features": (shown, owned),
+        "samples that were bought and not clicked": (owned, samples),
     }
-    update("arrange", 0, 0, {})
-    malformed = settle([each for half in halves.values() for each in half.dropped], max_bad_share)
-    people = halves["train"].users
+    left_out = {
+        f"{split} {why}": _rows_of(split, before) - _rows_of(split, after)
+        for split in SPLITS
+        for why, (before, after) in steps.items()
+    }
+    return users, samples.rename({"buy": "conversion"}), left_out
+
+
+def _rows_of(split: str, frame: pl.DataFrame) -> int:
+    return int(frame["user_id"].str.starts_with(f"{split}:").sum())
+
+
+def _impressions(samples: pl.DataFrame, users: pl.DataFrame, seed: int) -> pl.DataFrame:
+    people = users.filter(pl.col("user_id").str.starts_with("train:"))
     chosen = drawn(people["user"].unique(), "validation", seed, VALIDATION_SHARE)
     held = people.filter(pl.col("user").is_in(chosen.implode()))["user_id"]
     split = pl.when(pl.col("user_id").is_in(held.implode())).then(pl.lit("validation"))
-    impressions = pl.concat(
-        [
-            half.samples.with_columns(split.otherwise(pl.lit(name)).alias("split"))
-            for name, half in halves.items()
-        ]
-    ).with_columns(pl.lit(False).alias("behaviour"), pl.lit(1, pl.Int64).alias("ts"))
-    if impressions.is_empty():
-        raise LogsError(str(folder), "samples", "samples with common features, found none")
-    users = pl.concat([half.users for half in halves.values()])
-    events = pl.concat([_behaviours(users), impressions], how="diagonal")
-    items = events.select(pl.col("item_id").unique().sort())
-    left_out = {
-        f"{name} {why}": count
-        for name, half in halves.items()
-        for why, count in half.left_out.items()
-    }
-    return Logs.build(schema, events, items, users, malformed, left_out)
-
-
-@dataclass(frozen=True)
-class _Half:
-    """What the two files of a split hold."""
-
-    users: pl.DataFrame
-    samples: pl.DataFrame
-    dropped: tuple[Dropped, Dropped]
-    left_out: dict[str, int]
-
-
-def _read(
-    split: str,
-    files: Sequence[TextFile],
-    most: Mapping[str, int],
-    reading: Reading,
-    partial: bool,
-    max_bad_share: float,
-) -> _Half:
-    """The two files of a split; of tags the strongest, at ``most`` so many."""
-    common, skeleton = files
-    index = pl.concat_str(pl.lit(f"{split}:"), "index").alias("user_id")
-    past = [_strongest(number, most[name]).alias(name) for name, number in PAST.items()]
-    categories = _features(CATEGORIES).alias("categories")
-    parts = cut(common.name, common.parts(reading), "utf-8", ",", COMMON)
-    every, of_common = sift(
-        map(_user, parts),
-        max_bad_share,
-        lambda frame: frame.select(index, *USER, *past, categories),
+    return samples.with_columns(
+        split.otherwise(pl.col("user_id").str.extract("^([a-z]+):")).alias("split"),
+        pl.lit(False).alias("behaviour"),
+        pl.lit(1, pl.Int64).alias("ts"),
     )
-    users = every.unique("user_id", keep="first", maintain_order=True)
-
-    labels = [pl.col("click").cast(pl.Int8).alias("ctr"), pl.col("buy").cast(pl.Int8)]
-    intention = _strongest(INTENTION, most["intention"]).alias("intention")
-    known = [_highest(number).alias(name) for name, number in KNOWN.items()]
-    parts = cut(skeleton.name, skeleton.parts(reading), "utf-8", ",", SKELETON)
-    shown, of_skeleton = sift(
-        map(_sample, parts),
-        max_bad_share,
-        lambda frame: frame.select(index, *labels, *SAMPLE, intention, *known),
-    )
-    hold(skeleton.name, PUBLISHED[split], {"samples": of_skeleton.total}, partial)
-    owned = shown.join(users, on="user_id", how="semi", maintain_order="left")
-    samples = owned.filter((pl.col("ctr") == 1) | (pl.col("buy") == 0))
-    left_out = {
-        "common features whose index came before": every.height - users.height,
-        "samples without common features": shown.height - owned.height,
-        "samples that were bought and not clicked": owned.height - samples.height,
-    }
-    samples = samples.rename({"buy": "conversion"})
-    return _Half(users, samples, (of_common, of_skeleton), left_out)
 
 
 def _user(rows: Rows) -> Rows:

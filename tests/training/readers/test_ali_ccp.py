@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tests.training.prepared import read_chunks
 from tests.training.readers import files
 from tests.training.readers.files import common, sample
+from tests.training.spilled import in_groups
 from training.dataset import build, learn_encoder
 from training.logs import LogsError
-from training.readers import ali_ccp, read_ali_ccp
+from training.readers import ali_ccp
 
+read_ali_ccp = partial(read_chunks, ali_ccp.read_ali_ccp)
 USER = [
     ("101", "31319", "1.0"),
     ("109_14", "12", "0.7"),
@@ -169,4 +173,33 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     folder = tiny(tmp_path)
     (folder / "common_features_test.csv").unlink()
     with pytest.raises(LogsError, match=r"common_features_test\.csv: expected one file of"):
+        read_ali_ccp(folder, partial=True)
+
+
+def test_groups_of_users_are_the_same_logs_as_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both splits, and indexes that come twice or never; of one group at a time."""
+    users = [common(f"{n * 7919 % 1000:03d}", *USER[: 1 + n % 7]) for n in range(200)] * 2
+    shown = [
+        sample(n, *((*LABELS, (0, 1))[n % 4]), f"{n * 37 % 1000:03d}", *GOOD[: 2 + n % 8])
+        for n in range(900)
+    ]
+    folder = files.ali_ccp(tmp_path, (shown, users), (shown[::3], users[:150] + users[:3]))
+    one = read_ali_ccp(folder, partial=True)
+    found = in_groups(monkeypatch, run=10_000, group=10_000)
+    many = read_ali_ccp(folder, partial=True)
+    assert len(found) > 9
+    assert many.events.equals(one.events)
+    assert (many.items.equals(one.items), many.users.equals(one.users)) == (True, True)
+    assert (many.left_out, many.malformed) == (one.left_out, one.malformed)
+    assert len(one.left_out) == 6
+
+
+def test_samples_whose_common_features_are_missing_are_no_logs(tmp_path: Path) -> None:
+    """Where that is so for all: nothing is written."""
+    folder = files.ali_ccp(
+        tmp_path, (samples("zz"), [common("a1", *USER)]), (samples("zz"), [common("a1", *USER)])
+    )
+    with pytest.raises(LogsError, match="expected samples with common features, found none"):
         read_ali_ccp(folder, partial=True)

@@ -14,6 +14,7 @@ from tests.training.prepared import read_chunks
 from tests.training.readers import files
 from tests.training.readers.files import ALIMAMA_FIRST as FIRST
 from tests.training.readers.files import DAY
+from tests.training.spilled import in_groups
 from training.dataset import build, learn_encoder
 from training.logs import LogsError
 from training.readers import alimama
@@ -217,7 +218,7 @@ def test_another_size_than_the_published_is_an_error_unless_it_is_said(
 def test_groups_of_users_are_the_same_logs_as_all_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Users that only have a profile are among them."""
+    """Users that only have a profile are among them; one group at a time is in memory."""
     shown = [
         f"{user},{FIRST + user % 9 * DAY},{1 + at},430548_1007,{at % 2},{1 - at % 2}"
         for at in range(3)
@@ -232,11 +233,9 @@ def test_groups_of_users_are_the_same_logs_as_all_at_once(
     people = [f"{user},0,5,2,5,,3,0,3" for user in range(400, 1, -1)]
     folder = files.alimama(tmp_path, shown, behaviours, people=people)
     one = read_alimama(folder, partial=True)
-    for name, value in {"RUN": 5000, "GROUP": 5000}.items():
-        monkeypatch.setattr(f"training.spill.{name}", value)
-    chunks = alimama.read_alimama(folder, tmp_path, partial=True)
-    assert sum(1 for _ in chunks) > 9
+    found = in_groups(monkeypatch, run=5000, group=5000)
     many = read_alimama(folder, partial=True)
+    assert len(found) > 18  # in two passes
     assert many.events.equals(one.events)
     assert (many.items.equals(one.items), many.users.equals(one.users)) == (True, True)
     assert (many.left_out, many.malformed) == (one.left_out, one.malformed)

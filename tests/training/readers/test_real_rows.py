@@ -74,7 +74,9 @@ def test_real_samples_of_ali_ccp_are_read(tmp_path: Path) -> None:
         own = [feature for feature in each if feature[0][0] in "23578"]
         users.append(files.common(number, *(feature for feature in each if feature not in own)))
         samples.append(files.sample(int(number), int(click), int(buy), number, *own))
-    logs = read_ali_ccp(files.ali_ccp(tmp_path, (samples, users), (samples, users)), partial=True)
+    logs = read_chunks(
+        read_ali_ccp, files.ali_ccp(tmp_path, (samples, users), (samples, users)), partial=True
+    )
     assert logs.malformed.count == 0
     train = logs.events.filter(pl.col("split").is_in(["train", "validation"]))
     assert train.height == 10
@@ -98,7 +100,7 @@ def test_a_preparation_of_ali_ccp_is_not_its_official_layout(tmp_path: Path, kin
     number = 3 if kind == "common_features" else 6
     reason = f"the number of fields is not {number}"
     with pytest.raises(LogsError, match=f"line 1: {reason}") as refused:
-        read_ali_ccp(folder, partial=True)
+        read_chunks(read_ali_ccp, folder, partial=True)
     assert refused.value.malformed.bad[:2] == ((str(file), 1, reason), (str(file), 2, reason))
 
 
