@@ -31,6 +31,7 @@ from training.logs import (
     replacing,
     user_columns,
     write_table,
+    writing,
 )
 
 EVENTS = 1 << 18
@@ -174,16 +175,15 @@ class _Table:
 
     def append(self, frame: pl.DataFrame) -> None:
         table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-        if self.writer is None:
-            self.writer = pq.ParquetWriter(self.path, table.schema, compression="zstd")
-        try:
+        with writing(self.path):
+            if self.writer is None:
+                self.writer = pq.ParquetWriter(self.path, table.schema, compression="zstd")
             self.writer.write_table(table, row_group_size=EVENTS)
-        except OSError as error:
-            raise LogsError(str(self.path), "file", f"room to write ({error})") from None
 
     def __exit__(self, *_: Any) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with writing(self.path):
+                self.writer.close()
 
 
 def _marked(

@@ -306,11 +306,18 @@ def read_table(
 
 
 def write_table(frame: pl.DataFrame, path: Path, row_group_size: int | None = None) -> None:
-    """Write a Parquet file. Raises `LogsError` where that can't be done, as on a full disk."""
-    try:
+    """Write a Parquet file. Raises `LogsError`."""
+    with writing(path):
         frame.write_parquet(path, row_group_size=row_group_size)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises `LogsError` where a file can't be written, as on a full disk."""
+    try:
+        yield
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise LogsError(str(path), "file", f"room to write ({error})") from None
+        raise LogsError(str(path), "file", f"a file that can be written ({error})") from None
 
 
 def read_names(

@@ -24,9 +24,10 @@ DISTINCT = 1 << 20  # rows
 
 
 class Spill:
-    """Rows of one kind. In memory are at most `RUN` bytes of them, and a count by beginning.
+    """Rows of one kind: in memory some `RUN` bytes of them, a few times that while they are sorted.
 
-    They lie in runs, files ordered by the first ``length`` characters of the text of ``user``.
+    They lie in runs, files ordered by the first ``length`` characters of the text of ``user``, of
+    which a count is held.
     """
 
     def __init__(self, folder: Path, name: str, user: str, length: int) -> None:
@@ -38,14 +39,12 @@ class Spill:
         self._waiting, self._size = list[pl.DataFrame](), 0
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Take rows, once at least, be it none. Raises `LogsError` where the disk is full."""
-        size = int(rows.estimated_size())
+        """Take rows, once at least, be it none. Raises `LogsError` as on a full disk."""
         self._waiting.append(rows)
-        self._size, self.bytes, self.rows = (
-            self._size + size,
-            self.bytes + size,
-            self.rows + rows.height,
-        )
+        size = int(rows.estimated_size())
+        self._size += size
+        self.bytes += size
+        self.rows += rows.height
         if self._size >= RUN:
             self.flush()
 

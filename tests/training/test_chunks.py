@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 
 from training.chunks import Chunks, write
 from training.golden import golden_requests
-from training.logs import Logs, LogsError
+from training.logs import Logs, LogsError, Malformed, replacing
 from training.vocabulary import learn
 from training.window import learnt_until
 
+FULL = Path("/dev/full")
 GROUP = 100  # rows
 
 
@@ -172,3 +174,55 @@ def test_chunks_in_another_order_leave_what_was_there(shop_logs: Logs, tmp_path:
     with pytest.raises(LogsError, match="chunks sorted by user_id"):
         write(tmp_path, list(by_user(shop_logs, 9))[::-1])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+@pytest.mark.parametrize("file", ["events.parquet", "items.parquet", "users.parquet"])
+def test_a_full_disk_is_named_and_leaves_what_was_there(
+    shop_logs: Logs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Whichever file it is; written whole or in chunks."""
+    shop_logs.write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    @contextmanager
+    def full(folder: Path) -> Iterator[Path]:
+        with replacing(folder) as fresh:
+            (fresh / file).symlink_to(FULL)
+            yield fresh
+
+    monkeypatch.setattr("training.chunks.replacing", full)
+    monkeypatch.setattr("training.logs.replacing", full)
+    expected = f"{file}: file: expected a file that can be written .*No space left"
+    with pytest.raises(LogsError, match=expected):
+        write(tmp_path, by_user(shop_logs, 5))
+    with pytest.raises(LogsError, match=expected):
+        shop_logs.write(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_chunks_left_out_is_added_up(shop_logs: Logs, tmp_path: Path) -> None:
+    """By reason; what was malformed comes with each and is counted once."""
+    chunks = list(by_user(shop_logs, 9))
+    malformed = Malformed(5, (("file", 1, "bad"),), 1)
+    left_out = [{"first": 3} if at == 0 else {"each": at} for at in range(len(chunks))]
+    done = write(
+        tmp_path,
+        [
+            replace(chunk, left_out=of, malformed=malformed)
+            for chunk, of in zip(chunks, left_out, strict=True)
+        ],
+    )
+    assert done.left_out == {"first": 3, "each": sum(range(len(chunks)))}
+    assert done.malformed == malformed
+
+
+def test_a_chunk_may_have_profiles_only(shop_logs: Logs, tmp_path: Path) -> None:
+    """Wherever it comes: its users are written with those of the others."""
+    chunks = list(by_user(shop_logs, 9))
+    chunks[::2] = [replace(chunk, events=chunk.events.clear()) for chunk in chunks[::2]]
+    done = write(tmp_path, chunks)
+    found = Logs.read(tmp_path)
+    assert found.events.equals(pl.concat([chunk.events for chunk in chunks]))
+    assert done.users == found.users.height == sum(chunk.users.height for chunk in chunks)
+    assert len(list(Chunks(tmp_path, events=1).chunks())) > 1

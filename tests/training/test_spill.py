@@ -113,7 +113,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "rows-00000.parquet").symlink_to(FULL)
     kept = Spill(tmp_path, "rows", "user", 2)
     kept.add(rows_of([1]))
-    expected = r"rows-00000\.parquet: file: expected room to write \(.*No space left on device"
+    expected = r"rows-00000\.parquet: file: expected a file that can be written \(.*No space left"
     with pytest.raises(LogsError, match=expected):
         list(groups(kept))
 
