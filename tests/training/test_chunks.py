@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -215,6 +216,20 @@ def test_what_chunks_left_out_is_added_up(shop_logs: Logs, tmp_path: Path) -> No
     )
     assert done.left_out == {"first": 3, "each": sum(range(len(chunks)))}
     assert done.malformed == malformed
+
+
+def test_a_chunk_is_not_in_memory_when_the_next_is_made(shop_logs: Logs, tmp_path: Path) -> None:
+    """What is written holds one of them at a time."""
+    alive: list[weakref.ref[Logs]] = []
+
+    def made(chunk: Logs) -> Logs:
+        assert not any(before() is not None for before in alive)
+        new = replace(chunk)
+        alive.append(weakref.ref(new))
+        return new
+
+    write(tmp_path, map(made, list(by_user(shop_logs, 5))))
+    assert len(alive) > 3
 
 
 def test_a_chunk_may_have_profiles_only(shop_logs: Logs, tmp_path: Path) -> None:
