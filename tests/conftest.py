@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
@@ -27,13 +27,18 @@ def pytest_collection() -> Generator[None, object, object]:
     return found
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A command that runs in a test's process may have given torch more: one that is forked later
-    would wait for threads that it has not got."""
-    yield
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One thread for small tensors, whatever a command in the process of a test before was given: a
+    forked process would wait for threads that it has not got."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Likewise for a command that prepares the test."""
+    pytest_runtest_setup()
 
 
 @pytest.fixture(autouse=True, scope="session")

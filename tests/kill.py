@@ -26,6 +26,8 @@ def start(work: Callable[[], object]) -> int:
         child = os.fork()
     if not child:
         try:
+            if "torch" in sys.modules:  # of whose threads only this one was forked
+                sys.modules["torch"].set_num_threads(1)
             work()
             os._exit(0)
         finally:

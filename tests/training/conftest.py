@@ -1,22 +1,16 @@
-"""Logs that several tests share, and one thread for small tensors."""
+"""Logs that several tests share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from model.contract.encode import Encoder
 from tests.training import shop
 from tests.training.prepared import read_tables
 from training.dataset import Dataset, build, learn_encoder
 from training.logs import Logs
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
