@@ -72,11 +72,11 @@ class _Said(io.TextIOBase):
     """Takes what the exporter prints, and counts the steps that it says are begun or done."""
 
     def __init__(self, update: Update) -> None:
-        self._update, self._done = update, 0
+        self._update, self._told = update, 0
 
     def write(self, text: str) -> int:
-        self._done += text.count("[torch.onnx]")  # before each line
-        self._update(TRACED, min(self._done, STEPS), STEPS, {})
+        self._told += text.count("[torch.onnx]")  # before each line
+        self._update(TRACED, min(self._told, STEPS), STEPS, {})
         return len(text)
 
 

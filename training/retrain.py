@@ -120,8 +120,8 @@ def retrain(order: Order, update: Update) -> Outcome:
         raise OrderError(f"--name: expected {name}, of which the logs are")
     repository = Repository(order.repository, name)
     labels = LabelFile(repository, "retrain").read()
-    _window(order, ())
-    _configured(order, schema, record.current(repository, labels))  # refused before any work
+    _window(order, ())  # days that contradict each other are refused before any work
+    _configured(order, schema, record.current(repository, labels))  # as are settings
     lease = Lease(repository.folder / record.WORK, "lease", order.lease_seconds)
     with lease.held():
         return _retrain(order, repository, lease, update)
