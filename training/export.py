@@ -11,7 +11,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -31,6 +31,7 @@ from model.tensors import Dense, Tensors
 from terminal.progress import Update, quiet
 from training.calibrate import Calibration
 from training.fold import fold
+from training.loading import loading
 from training.recurrent import AUGRUNode, RecurrentNode
 from training.unit import UnitNode
 
@@ -38,7 +39,9 @@ OPSET = 20
 TOLERANCE = 1e-5
 CANDIDATES = (1, 2, 7, 500)
 TRACED, COMPARED = "trace to ONNX", "compare with PyTorch"
-STEPS = 8  # of the exporter, begun and done: trace, decompose, translate, optimise
+# The exporter imports most of itself when it is first used; then it says each of 4 steps begun and
+# done (trace, decompose, translate, optimise), which take about as long as 100 modules.
+MODULES, STEPS, STEP = 1800, 8, 100
 
 Logits = npt.NDArray[np.float32]
 
@@ -71,12 +74,11 @@ class Calibrated(nn.Module):
 class _Said(io.TextIOBase):
     """Takes what the exporter prints, and counts the steps that it says are begun or done."""
 
-    def __init__(self, update: Update) -> None:
-        self._update, self._told = update, 0
+    def __init__(self, count: Callable[[int], None]) -> None:
+        self._count = count
 
     def write(self, text: str) -> int:
-        self._told += text.count("[torch.onnx]")  # before each line
-        self._update(TRACED, min(self._told, STEPS), STEPS, {})
+        self._count(STEP * text.count("[torch.onnx]"))  # before each line
         return len(text)
 
 
@@ -87,7 +89,6 @@ def export(
 
     Raises `ParityError` for a weight that is not finite.
     """
-    update(TRACED, 0, STEPS, {})
     # No size of the example, nor one that follows from it, may be 1: the exporter would fix it.
     length = 2 * encoder.schema.history_length + 9
     feeds = random_batch(encoder, users=3, length=length, candidates=7, seed=0).feeds()
@@ -104,7 +105,11 @@ def export(
     module = Calibrated(network, calibration, list(feeds)).eval()
     for chatty in ("torch.onnx", "onnxscript"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), redirect_stdout(_Said(update)):
+    with (
+        warnings.catch_warnings(),
+        loading(update, TRACED, MODULES + STEPS * STEP) as count,
+        redirect_stdout(_Said(count)),
+    ):
         warnings.simplefilter("ignore")  # the exporter's own deprecations; parity is the judge
         program = torch.onnx.export(
             module,

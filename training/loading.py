@@ -1,9 +1,9 @@
-"""PyTorch's import, told as it goes on: it takes seconds, before anything else can be told."""
+"""Slow imports, told as they go on: PyTorch takes seconds, before anything else can be told."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -11,37 +11,41 @@ from types import ModuleType
 
 from terminal.progress import Update
 
-MODULES = 1300
+STAGE, MODULES = "load PyTorch", 1300
 """About so many modules PyTorch and what trains with it consist of."""
-STAGE = "load PyTorch"
 
 
 @contextmanager
-def loading(update: Update) -> Iterator[None]:
-    """Import PyTorch within: ``update`` is told of each module that was not there yet."""
-    counter = _Counter(update)
-    counter.tell()
+def loading(
+    update: Update, stage: str = STAGE, total: int = MODULES
+) -> Iterator[Callable[[int], None]]:
+    """Import within: ``update`` is told of each module that was not there yet, of about ``total``.
+
+    Yields a function that counts other work of the stage, as so many modules.
+    """
+    counter = _Counter(update, stage, total)
+    counter.count(0)
     sys.meta_path.insert(0, counter)
     try:
-        yield
+        yield counter.count
     finally:
         sys.meta_path.remove(counter)
-    update(STAGE, MODULES, MODULES, {})
+    update(stage, total, total, {})
 
 
 class _Counter(MetaPathFinder):
     """Finds nothing, but is asked for every module first."""
 
-    def __init__(self, update: Update) -> None:
-        self._update = update
-        self.asked = 0
+    def __init__(self, update: Update, stage: str, total: int) -> None:
+        self._update, self._stage, self._total = update, stage, total
+        self.done = 0
 
-    def tell(self) -> None:
-        self._update(STAGE, min(self.asked, MODULES - 1), MODULES, {})
+    def count(self, work: int) -> None:
+        self.done += work
+        self._update(self._stage, min(self.done, self._total - 1), self._total, {})
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        self.asked += 1
-        self.tell()
+        self.count(1)
         return None

@@ -29,6 +29,9 @@ from service.verify import TOLERANCE
 from training.calibrate import Calibration
 from training.dataset import learn_encoder
 from training.export import (
+    MODULES,
+    STEP,
+    STEPS,
     ParityError,
     exact_logits,
     export,
@@ -194,10 +197,16 @@ def test_the_graph_of_a_crossing_is_the_network(
 
 
 def test_how_far_it_is_is_counted(din: Exported) -> None:
-    """In the exporter's own steps, then in cases compared; all of them in the end."""
-    told = list(dict.fromkeys(din.told))
+    """In modules and the exporter's own steps, then in cases compared; all of them in the end."""
+    total = MODULES + STEPS * STEP
+    assert {(stage, of) for stage, _, of in din.told} == {("trace to ONNX", total)}
+    traced = [done for _, done, _ in din.told]
+    assert traced[0] == 0
+    assert traced == sorted(traced)
+    assert traced[-1] == total
+    steps = [after - before for before, after in itertools.pairwise(traced)]
+    assert steps.count(STEP) in (STEPS - 1, STEPS)  # the last may be cut
     parity(din.network, CALIBRATION, din.encoder, din.graph, din.tell)
-    assert told == [("trace to ONNX", done, 8) for done in range(9)]
     compared = [done for stage, done, total in din.told if stage == "compare with PyTorch"]
     cases = len(compared) - 1
     assert compared == list(range(cases + 1))

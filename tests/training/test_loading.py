@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from training import export
 from training.loading import MODULES, STAGE, loading
 
 PROGRAM = """
@@ -33,6 +34,37 @@ def test_modules_are_counted_up_to_about_as_many_as_there_are(module: str) -> No
     assert done == sorted(done)
     assert done[-1] == MODULES
     assert 0.75 * MODULES < len(done) - 2 < 1.25 * MODULES
+
+
+EXPORT = """
+import json
+from training import export
+from training.calibrate import Calibration
+from training.dataset import learn_encoder
+from training.world import World
+from model.zoo import configure
+told = []
+encoder = learn_encoder(World(users=20, items=60, categories=20, seed_clicks=5).logs(30))
+sizes = {name: table.size for name, table in encoder.tables.items()}
+network = configure("base", {"head": [8]}).build(encoder.schema, sizes)
+export.export(network, Calibration((1.0,), (0.0,)), encoder, lambda *each: told.append(each[1:3]))
+print(json.dumps(told))
+"""
+
+
+def test_an_export_is_counted_up_to_about_as_much_as_it_imports_and_does() -> None:
+    """The first of a process, which imports the exporter: the time left is told from its start."""
+    program = [sys.executable, "-c", EXPORT]
+    ended = subprocess.run(program, capture_output=True, text=True, check=True)
+    told = json.loads(ended.stdout.splitlines()[-1])
+    total = export.MODULES + export.STEPS * export.STEP
+    assert {of for _, of in told} == {total}
+    done = [each for each, _ in told]
+    assert done[:3] == [0, 1, 2]
+    assert done[-1] == total
+    steps = [each for each in done[:-1] if each < total - 1]
+    assert 0.75 * total < steps[-1]
+    assert len(done) - len(steps) < 0.25 * export.MODULES  # told at the end, when all is counted
 
 
 def test_an_import_that_fails_is_not_told_as_done() -> None:
