@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+import torch._inductor.config  # seconds that torch would take at first use: `training.loading`
 from torch import Tensor, nn
 
 from model.contract.batch import Batch, merge
@@ -41,7 +42,7 @@ CANDIDATES = (1, 2, 7, 500)
 TRACED, COMPARED = "trace to ONNX", "compare with PyTorch"
 # The exporter imports most of itself when it is first used; then it says each of 4 steps begun and
 # done (trace, decompose, translate, optimise), which take about as long as 100 modules.
-MODULES, STEPS, STEP = 1800, 8, 100
+MODULES, STEPS, STEP = 950, 8, 100
 
 Logits = npt.NDArray[np.float32]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+import torch._inductor.config  # seconds that torch would take at first use: `training.loading`
 
 from model.contract.encode import Encoder
 from model.network import Network, NetworkConfig

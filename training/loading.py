@@ -11,7 +11,7 @@ from types import ModuleType
 
 from terminal.progress import Update
 
-STAGE, MODULES = "load PyTorch", 1300
+STAGE, MODULES = "load PyTorch", 2150
 """About so many modules PyTorch and what trains with it consist of."""
 
 

@@ -22,7 +22,7 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.parametrize("module", ["training.fit", "training.publish", "training.retrain"])
+@pytest.mark.parametrize("module", ["training.publish", "training.retrain"])
 def test_modules_are_counted_up_to_about_as_many_as_there_are(module: str) -> None:
     """From none to all of them, one by one; what a command needs is within a quarter of it."""
     program = [sys.executable, "-c", PROGRAM.format(module=module)]
