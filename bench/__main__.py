@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from bench import (
     memory,
     plots,
     profile,
+    quality,
     rows,
     serving,
     swaps,
@@ -33,6 +34,7 @@ from bench.servers import Cores, ServerError
 from deploy.processes import StepError
 from model.layers import Activation
 from terminal.progress import progress
+from training.logs import Logs
 
 HEADLINE = (100, 500)
 SHAPES = [(t, n) for t in (10, 50, 100, 500) for n in (50, 200, 500, 2000)]
@@ -60,6 +62,20 @@ def graph_command(quick: Quick = False, out: Out = OUT) -> None:
 def training_command(quick: Quick = False, out: Out = OUT) -> None:
     """Training steps: samples/s."""
     Bench.start(out, quick).training()
+
+
+@app.command("quality")
+def quality_command(
+    data: Annotated[str, typer.Option(help="synthetic, or real data that is there.")] = "synthetic",
+    seeds: Annotated[int, typer.Option(min=1, help="Each trains both.")] = 5,
+    epochs: Annotated[float, typer.Option(min=0.0, help="May be a part of one.")] = 1.0,
+    out: Out = OUT,
+) -> None:
+    """Training to its end: test GAUC and samples/s of both."""
+    known = training.sources(2000)
+    if data not in known:
+        raise typer.BadParameter(f"--data: expected one of {', '.join(known)}, found {data}")
+    Bench.start(out, quick=False).quality(data, known[data], seeds, epochs)
 
 
 @app.command("service")
@@ -187,6 +203,13 @@ class Bench:
             rows.append({"data": name, **row})
         self.console.print(tables.training(rows))
         self._write("training", rows=rows)
+
+    def quality(self, data: str, read: Callable[[], Logs], seeds: int, epochs: float) -> None:
+        with progress(self.console) as update:
+            sets = training.prepare(read())
+            rows, over = quality.measure(sets, seeds, epochs, update)
+        self.console.print(tables.quality(data, rows, over))
+        self._write(f"quality-{data}", epochs=epochs, rows=rows, **over)
 
     def service(self, exported: Exported) -> None:
         plan = serving.QUICK if self.quick else serving.FULL

@@ -51,6 +51,25 @@ def training(rows: Rows) -> Table:
     return table
 
 
+def quality(data: str, rows: Rows, over: Mapping[str, Any]) -> Table:
+    error = "" if over["error"] is None else f" +- {over['error']:.4f}"
+    table = _table(
+        f"Trained alike on {data}: GAUC on test, {over['difference']:+.4f}{error} from REF's; "
+        f"{shown(over['ratio'], '.1f')} times the samples/s",
+        ["seed"],
+        ["REF", "ours", "REF samples/s", "ours samples/s"],
+    )
+    for row in rows:
+        table.add_row(
+            str(row["seed"]),
+            f"{row['reference_gauc']:.4f}",
+            f"{row['ours_gauc']:.4f}",
+            f"{row['reference_per_s']:,.0f}",
+            f"{row['ours_per_s']:,.0f}",
+        )
+    return table
+
+
 def rows(found: Mapping[str, Any]) -> Table:
     table = _table(
         f"Memory of a training on {found['impressions']:,} impressions, by stage",
