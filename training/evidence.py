@@ -10,8 +10,8 @@ import polars as pl
 
 from model.contract.bundle import Bundle
 from training.calibrate import sigmoid
-from training.compare import Evidence, Floats, Mask
 from training.dataset import Dataset, build
+from training.intervals import Evidence, Floats, Mask
 from training.logs import SPLITS, Logs
 from training.run import Run
 from training.scores import scored

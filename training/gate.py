@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from training.compare import Comparison, Evidence, Figure, Floats, Sampling, compare
+from training.intervals import Comparison, Evidence, Figure, Floats, Sampling, compare
 from training.option import OptionError
 
 NEAR = 0.55  # a ranking below this, whose interval holds 0.5, is taken for that of chance

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from training.compare import Comparison, Evidence, Figure, Floats
 from training.gate import Verdict
+from training.intervals import Comparison, Evidence, Figure, Floats
 from training.join import Tally
 
 JSON, HTML = "report.json", "report.html"

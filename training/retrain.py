@@ -34,10 +34,10 @@ from model.contract.schema import Schema
 from model.network import NetworkConfig
 from terminal.progress import Update
 from training import gate_report, record, state
-from training.compare import Evidence
 from training.evidence import first_labels, gather, rows, same_impressions
 from training.fit import encode, plain, train
 from training.gate import Rules, Verdict, judge, too_few
+from training.intervals import Evidence
 from training.lease import Lease
 from training.logs import Logs
 from training.option import OptionError

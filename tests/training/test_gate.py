@@ -11,8 +11,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from training import metrics
 from training.calibrate import sigmoid
-from training.compare import Evidence, Sampling, compare
 from training.gate import RuleError, Rules, Verdict, judge, rules
+from training.intervals import Evidence, Sampling, compare
 
 QUICK = Sampling(draws=100)
 RANDOM = np.random.default_rng(1).random(20_000)
