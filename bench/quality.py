@@ -51,7 +51,7 @@ def measure(
         trainer = Trainer(network, sets, how, seed=seed, run=Path("unused"))
         steps = trainer.steps
         plain = _reference(reference, train, how, seed, steps)
-        ours = _timed(_ours(trainer), f"ours, seed {seed}", steps, update)
+        ours = _timed(trainer.each_step(), f"ours, seed {seed}", steps, update)
         theirs = _timed(plain, f"REF, seed {seed}", steps, update)
         found = {"ours": predict(network, test), "reference": _padded(reference, test)}
         rows.append(
@@ -75,12 +75,6 @@ def _timed(steps: Iterator[int], stage: str, total: int, update: Update) -> floa
         samples += size
         update(stage, done, total, {})
     return samples / (time.process_time() - begin)
-
-
-def _ours(trainer: Trainer) -> Iterator[int]:
-    for batch, label, size in trainer._batches():
-        trainer._step(batch, label, size)
-        yield size
 
 
 def _reference(

@@ -70,9 +70,7 @@ def prepare(logs: Logs) -> dict[str, Dataset]:
 def _steps(trainer: Trainer) -> Iterator[int]:
     """The trainer's own steps, epoch after epoch: assembly, forward, backward, update."""
     while True:
-        for batch, label, size in trainer._batches():
-            trainer._step(batch, label, size)
-            yield size
+        yield from trainer.each_step()
         trainer.progress.step = 0
 
 

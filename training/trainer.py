@@ -179,6 +179,12 @@ class Trainer:
             self.network.load_state_dict(self.best)
         return at
 
+    def each_step(self) -> Iterator[int]:
+        """Train step by step, without evaluations and checkpoints: the impressions of each."""
+        for batch, label, size in self._batches():
+            self._step(batch, label, size)
+            yield size
+
     def moments(self) -> dict[str, Tensor]:
         """What both optimisers know of each parameter, by its name: ``NAME.step``,
         ``NAME.exp_avg`` and ``NAME.exp_avg_sq``; nothing of one that never had a gradient."""

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,11 @@ import torch
 
 from terminal.progress import Update
 from training import checkpoint
-from training.comparison import cost, page
+from training.comparison import cost, pace, page
 from training.comparison.entrants import Entrant
 from training.comparison.order import Order
 from training.comparison.report import report
-from training.comparison.work import Work
+from training.comparison.work import GUESS, Training, Work, kind
 from training.fit import Encoded, describe, digest, encode, train
 from training.logs import Logs
 from training.trainer import TrainingError
@@ -55,15 +57,20 @@ def compare(order: Order, update: Update, tell: Callable[[str], None]) -> dict[s
     if any(found):
         tell(f"{order.out}: going on with what is there")
     left = _left(order, about, tell)
-    rows = len(encoded.sets["train"])
-    units = {
-        "train": sum(round(rows * entrant.how.epochs) for entrant, _ in left),
+    units = Counter[str]()
+    for entrant, _ in left:
+        units.update({kind(k, entrant.label): n for k, n in _units(entrant, encoded).items()})
+    units |= {
         "scores": len(order.lineup.entrants),
         "graph": len([e for e in order.lineup.entrants if not cost.file(order.run(e, 0)).exists()]),
         "turn": cost.WARM_UP + cost.ROUNDS,
         "page": 1,
     }
-    work = Work(update, units)
+    guess = dict(GUESS)
+    paces = pace.measure({each.label: each for each, _ in left}.values(), encoded, update)
+    for label, found_pace in paces.items():
+        guess |= {kind(k, label): seconds for k, seconds in asdict(found_pace).items()}
+    work = Work(update, units, guess)
     _train(order, left, encoded, about, work, tell)
     told = report(order, encoded, logs_digest, work)
     text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
@@ -91,6 +98,16 @@ def _left(
     return left
 
 
+def _units(entrant: Entrant, encoded: Encoded) -> dict[str, int]:
+    """Impressions that one run trains on and scores, if it does not stop early."""
+    train, validation, test = (len(encoded.sets[n]) for n in ("train", "validation", "test"))
+    evaluations = round(entrant.how.epochs * entrant.how.evaluations)
+    return {
+        "train": round(train * entrant.how.epochs),
+        "score": evaluations * validation + validation + test,
+    }
+
+
 def _train(
     order: Order,
     left: Sequence[tuple[Entrant, int]],
@@ -100,30 +117,15 @@ def _train(
     tell: Callable[[str], None],
 ) -> None:
     """Train the runs that are left."""
-    runs, rows = len(about), len(encoded.sets["train"])
+    runs = len(about)
     for at, (entrant, seed) in enumerate(left, runs - len(left) + 1):
-        seen: list[int] = []  # impressions so far; the first of a run that goes on are old
-
-        def trained(
-            stage: str, here: int, _: int, figures: Mapping[str, float], seen: list[int] = seen
-        ) -> None:
-            if stage == "train":
-                count = work.done if seen else work.skip
-                count("train", here - (seen[-1] if seen else 0), figures)
-                seen.append(here)
-
+        training = Training(work, entrant.label, _units(entrant, encoded))
+        run, of = order.run(entrant, seed), about[entrant.label, seed]
         try:
-            results = train(
-                order.run(entrant, seed),
-                encoded,
-                about[entrant.label, seed],
-                trained,
-                keep_logits=True,
-            )
+            results = train(run, encoded, of, training, keep_logits=True)
         except TrainingError as error:
             raise TrainingError(f"{entrant.label}, seed {seed}: {error}") from None
-        last = seen[-1] if seen else 0
-        work.skip("train", round(rows * entrant.how.epochs) - last)  # it may have stopped early
+        training.end()
         test = results["metrics"]["test"]
         figures = ", ".join(f"{name} {test[name]:.4f}" for name in SHOWN if name in test)
         tell(f"{at} of {runs} runs: {entrant.label}, seed {seed}: test {figures}")
