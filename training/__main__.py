@@ -12,6 +12,7 @@ from training import last_line
 if sys.argv[1:2] == ["retrain"]:  # before what follows is loaded
     last_line.begin()
 
+import functools
 import os
 import re
 import traceback
@@ -143,11 +144,13 @@ def prepare(
     from training.rows import MAX_BAD_SHARE
     from training.scratch import scratch
 
-    official: dict[Source, Callable[..., Logs]] = {
-        Source.movielens_20m: readers.read_movielens_20m,
-        Source.amazon_reviews: readers.read_amazon_reviews,
+    whole: dict[Source, Callable[..., Logs]] = {
+        Source.movielens_1m: functools.partial(readers.read_movielens, test_users=test_users),
+        Source.amazon_csv: readers.read_amazon,
     }
     streamed: dict[Source, Callable[..., Iterator[Logs]]] = {
+        Source.movielens_20m: readers.read_movielens_20m,
+        Source.amazon_reviews: readers.read_amazon_reviews,
         Source.alimama: readers.read_alimama,
         Source.ali_ccp: readers.read_ali_ccp,
         Source.taobao: readers.read_taobao,
@@ -167,7 +170,7 @@ def prepare(
         "--conversions": (conversions or None, [made]),
         "--seed": (seed, drawn),
         "--max-bad-share": (max_bad_share, of_files),
-        "--partial": (partial or None, [*official, *streamed]),
+        "--partial": (partial or None, streamed),
     }
     columns = [(our, their) for our, _, their in (each.partition("=") for each in column or [])]
     refused = {
@@ -207,30 +210,21 @@ def prepare(
                 skip_unreadable=unreadable is Unreadable.skip,
                 update=update,
             )
-        elif source in streamed and path:
+        elif source in whole:
+            logs = whole[source](path, seed=seed, max_bad_share=bad, update=update)
+            written = logs.write(out, update)
+        elif source in streamed:
             with scratch(out) as work:
                 read = streamed[source](
                     path, work, seed=seed, partial=partial, max_bad_share=bad, update=update
                 )
                 written = chunks.write(out, read)
-        elif source is made and users > world.CHUNK:  # not all in memory at once
-            large = world.World(users=users, seed=seed, conversions=conversions)
-            written = chunks.write(out, large.chunks(), large.events(), update)
         else:
-            if source is Source.movielens_1m and path:
-                logs = readers.read_movielens(
-                    path, test_users, seed=seed, max_bad_share=bad, update=update
-                )
-            elif source is Source.amazon_csv and path:
-                logs = readers.read_amazon(path, seed=seed, max_bad_share=bad, update=update)
-            elif source in official and path:
-                logs = official[source](
-                    path, seed=seed, partial=partial, max_bad_share=bad, update=update
-                )
+            shop = world.World(users=users, seed=seed, conversions=conversions)
+            if users > world.CHUNK:  # not all in memory at once
+                written = chunks.write(out, shop.chunks(), shop.events(), update)
             else:
-                small = world.World(users=users, seed=seed, conversions=conversions)
-                logs = small.logs(update=update)
-            written = logs.write(out, update)
+                written = shop.logs(update=update).write(out, update)
     report.prepared(console, out, written)
 
 

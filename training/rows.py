@@ -105,20 +105,6 @@ def hold_share(files: Sequence[Dropped], max_bad_share: float) -> Malformed:
     return malformed
 
 
-def sift(
-    parts: Iterable[Rows],
-    max_bad_share: float,
-    select: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame: frame,
-) -> tuple[pl.DataFrame, Dropped]:
-    """What ``select`` takes from the sound rows of a file that comes in parts.
-
-    Raises `LogsError` as `pour` does.
-    """
-    frames = list[pl.DataFrame]()
-    dropped = pour(parts, max_bad_share, lambda frame: frames.append(select(frame)))
-    return pl.concat(frames), dropped
-
-
 def pour(
     parts: Iterable[Rows], max_bad_share: float, take: Callable[[pl.DataFrame], None]
 ) -> Dropped:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from training import rows
 from training.logs import LogsError
-from training.rows import Rows, cut, sift, whole
+from training.rows import Rows, cut, pour, whole
 
 LINE = st.text(alphabet='ab1 ,,"\u00e9\r\t|', max_size=8)
 CELL = st.text(min_size=1, max_size=4).map(lambda text: text.translate({10: "x", 44: "y"}))
@@ -79,10 +79,11 @@ def test_a_file_none_of_which_is_sound_so_far_is_given_up() -> None:
             yield from cut("f", [text], "utf-8", ",", ("x", "y"))
 
     with pytest.raises(LogsError, match="found 2 of 2"):
-        sift(parts(b"1\n2\n", b"1,2\n"), 0.1)
+        pour(parts(b"1\n2\n", b"1,2\n"), 0.1, lambda _: None)
     assert len(asked) == 1
-    frame, dropped = sift(parts(b"1,2\n3\n4\n", b"5\n"), 0.1, lambda f: f.select("y"))
-    assert frame.equals(pl.DataFrame({"y": ["2"]}))
+    sound: list[pl.DataFrame] = []
+    dropped = pour(parts(b"1,2\n3\n4\n", b"5\n"), 0.1, sound.append)
+    assert [frame.rows() for frame in sound] == [[("1", "2")], []]
     assert (dropped.count, dropped.total) == (3, 4)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import polars as pl
 
 from terminal.progress import Update, quiet
-from training.logs import Logs, LogsError, Malformed
+from training.logs import Logs, LogsError
 from training.parts import Reading, TextFile
 from training.readers.official import SCHEMAS, hold
 from training.readers.protocol import drawn, unseen
@@ -27,11 +28,12 @@ from training.rows import (
     cut_lines,
     empty,
     need,
+    pour,
     read_csv,
     repeated,
     settle,
-    sift,
 )
+from training.spill import Distinct, Spill, groups
 
 REVIEWS = re.compile(r"reviews_(.+)_5\.json(\.gz)?")
 PUBLISHED = {
@@ -43,6 +45,9 @@ PUBLISHED = {
     },
 }
 LONGEST_META = 1 << 20  # characters of a line that is given to the parser
+# Characters of a reviewerID, which looks like an A and a number below 2^64 to the base 36: three in
+# four of them have 13 digits, the first a 1, 2 or 3, so A1x has a 140th of the users, as A2x does.
+BEGINNING = 3
 
 
 def read_amazon(
@@ -79,65 +84,77 @@ def read_amazon(
     catalogue = items.sound().rename({"category_id": "category"})
     pairs = tests.sound().select("user_id", pl.col("negative_item_id").alias("given"))
     own = own.join(pairs, on="user_id", how="left", maintain_order="left")
-    schema = SCHEMAS / "amazon.toml"
-    return _paired(schema, own, catalogue, seed, validation_share, items.file, malformed)
+    users = own.select("user_id").unique(maintain_order=True)
+    validation = drawn(users["user_id"], "validation", seed, validation_share)
+    both = _paired(own, catalogue["item_id"], validation, seed, items.file)
+    return Logs.build(SCHEMAS / "amazon.toml", both, catalogue, users, malformed)
 
 
 def read_amazon_reviews(
     path: str | Path,
+    work: Path,
     *,
     seed: int = 0,
     validation_share: float = 0.2,
     partial: bool = False,
     max_bad_share: float = MAX_BAD_SHARE,
     update: Update = quiet,
-) -> Logs:
+) -> Iterator[Logs]:
     """One category of Amazon 5-core reviews, from reviews_X_5.json.gz and meta_X.json.gz.
 
     ``path`` is the folder that holds one such pair, or the reviews' file beside its metadata.
-    A user's reviews go by unixReviewTime, equal times by their place in the file; ts is the place
-    in that order. The category is the last of the last of a good's categories. Pairs are those of
+    Gives chunks of whole users; rows lie in ``work`` in the meantime (`training.spill`). A user's
+    reviews go by unixReviewTime, equal times by their place in the file; ts is the place in that
+    order. The category is the last of the last of a good's categories. Pairs are those of
     `read_amazon`, the negative of the test pair drawn like the others. Raises `LogsError`.
     """
     reviews, meta, name = _pair(Path(path))
     reading = Reading.of([reviews, meta], update)
     lines = cut_lines(reviews.name, reviews.parts(reading), "utf-8")
-    events, dropped = sift((_review(rows) for rows in lines), max_bad_share)
-    goods = events["item_id"].unique()
+    reviewed, people = Spill(work, "reviews", "user_id", BEGINNING), Distinct("user_id")
+    goods, described = Distinct("item_id"), Distinct("item_id")
+
+    def add(frame: pl.DataFrame) -> None:
+        reviewed.add(frame)
+        people.add(frame.select("user_id"))
+        goods.add(frame.select("item_id"))
+
+    dropped = pour(map(_review, lines), max_bad_share, add)
+    known = goods.rows()["item_id"]
     lines = cut_lines(meta.name, meta.parts(reading), "utf-8")
-    described, meta_dropped = sift(
-        (_described(rows, goods) for rows in lines),
+    meta_dropped = pour(
+        (_described(rows, known) for rows in lines),
         max_bad_share,
-        lambda frame: frame.filter(pl.col("category").is_not_null()),
+        lambda frame: described.add(frame.filter(pl.col("category").is_not_null())),
     )
-    update("arrange", 0, 0, {})
     malformed = settle([dropped, meta_dropped], max_bad_share)
-    catalogue = described.unique("item_id", keep="first", maintain_order=True)
+    catalogue = described.rows()
     found = {
         "reviews": dropped.total,
-        "users": events["user_id"].n_unique(),
-        "goods": goods.len(),
+        "users": people.rows().height,
+        "goods": known.len(),
         "categories": catalogue["category"].n_unique(),
     }
     hold(reviews.name, PUBLISHED.get(name, {}), found, partial)
-    own = events.sort("user_id", "ts", maintain_order=True).with_columns(
-        pl.int_range(pl.len()).over("user_id").alias("ts")
-    )
-    own = _numbered(own)
-    last = own.filter((pl.col("k") == pl.col("n") - 1) & (pl.col("k") > 0))
-    given = unseen(
-        last["user_id"],
-        own["user_id"],
-        own["item_id"],
-        catalogue["item_id"],
-        (seed, 1),  # not the draws of the training steps
-        meta.name,
-    )
-    pairs = last.select("user_id", given.alias("given"))
-    own = own.join(pairs, on="user_id", how="left", maintain_order="left")
-    schema = SCHEMAS / "amazon-reviews.toml"
-    lost = {"goods from the items, without metadata": goods.len() - catalogue.height}
-    return _paired(schema, own, catalogue, seed, validation_share, meta.name, malformed, lost)
+    lost = {"goods from the items, without metadata": known.len() - catalogue.height}
+    listed = catalogue["item_id"]
+
+    def logs(number: int, group: tuple[pl.DataFrame, ...]) -> Logs:
+        own = _numbered(group[0].sort("user_id", "ts", maintain_order=True))
+        own = own.with_columns(pl.col("k").alias("ts"))
+        last = _last(own)
+        of_steps, of_test = (seed, 0, number), (seed, 1, number)
+        given = unseen(last["user_id"], own["user_id"], own["item_id"], listed, of_test, meta.name)
+        pairs = last.select("user_id", given.alias("given"))
+        own = own.join(pairs, on="user_id", how="left", maintain_order="left")
+        users = own.select("user_id").unique(maintain_order=True)
+        validation = drawn(users["user_id"], "validation", seed, validation_share)
+        both = _paired(own, listed, validation, of_steps, meta.name)
+        of_first = {} if number else lost
+        schema = SCHEMAS / "amazon-reviews.toml"
+        return Logs.build(schema, both, catalogue, users, malformed, of_first)
+
+    yield from map(logs, count(), groups(reviewed, update=update))
 
 
 def _numbered(own: pl.DataFrame) -> pl.DataFrame:
@@ -147,18 +164,22 @@ def _numbered(own: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _last(own: pl.DataFrame) -> pl.DataFrame:
+    """The last event of each user that has several."""
+    return own.filter((pl.col("k") == pl.col("n") - 1) & (pl.col("k") > 0))
+
+
 def _paired(
-    schema: Path,
     own: pl.DataFrame,
-    catalogue: pl.DataFrame,
-    seed: int,
-    validation_share: float,
+    catalogue: pl.Series,
+    validation: pl.Series,
+    seed: int | Sequence[int],
     file: str,
-    malformed: Malformed,
-    left_out: Mapping[str, int] | None = None,
-) -> Logs:
-    """The pairs of every step; ``own`` has user_id, item_id, ts, k, n and the test's ``given``."""
-    validation = drawn(own["user_id"].unique(), "validation", seed, validation_share)
+) -> pl.DataFrame:
+    """The events, and beside each impression a negative: drawn, or the test's ``given`` one.
+
+    ``own`` has user_id, item_id, ts, k, n and given. Raises `LogsError` as `unseen` does.
+    """
     k, n = pl.col("k"), pl.col("n")
     is_validation = (k == n - 2) & pl.col("user_id").is_in(validation.implode())
     steps = own.with_columns(
@@ -175,25 +196,20 @@ def _paired(
         pl.lit(True).alias("behaviour"), pl.when(shown).then(1).cast(pl.Int8).alias("ctr")
     )
     trained = steps.filter(shown & (pl.col("split") != "test"))
-    items = unseen(
-        trained["user_id"], own["user_id"], own["item_id"], catalogue["item_id"], seed, file
-    )
+    items = unseen(trained["user_id"], own["user_id"], own["item_id"], catalogue, seed, file)
     given = steps.filter(pl.col("split") == "test").with_columns(pl.col("given").alias("item_id"))
     negative = pl.concat([trained.with_columns(items), given]).with_columns(
         pl.lit(False).alias("behaviour"), pl.lit(0, pl.Int8).alias("ctr")
     )
-    users = own.select("user_id").unique(maintain_order=True)
-    both = pl.concat([positive, negative])
-    return Logs.build(schema, both, catalogue, users, malformed, left_out)
+    return pl.concat([positive, negative])
 
 
 def _test_pairs(tests: Rows, own: pl.DataFrame) -> Rows:
     """The test pairs, held against the users' own events."""
     names = ("user_id", "positive_item_id", "negative_item_id")
     tests = need(tests, names).mark(*empty(*names)).mark(repeated("user_id"))
-    last = own.filter((pl.col("k") == pl.col("n") - 1) & (pl.col("k") > 0))
     ends = pl.struct("user_id", pl.col("positive_item_id").alias("item_id"))
-    pairs = last.select(pl.struct("user_id", "item_id").alias("pair"))["pair"]
+    pairs = _last(own).select(pl.struct("user_id", "item_id").alias("pair"))["pair"]
     other = ~ends.is_in(pairs.implode())
     return tests.mark((other, "positive_item_id is not the last of a user's events"))
 

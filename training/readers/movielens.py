@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -9,9 +10,17 @@ import polars as pl
 from terminal.progress import Update, quiet
 from training.logs import Logs, LogsError
 from training.parts import Reading, TextFile
-from training.readers.official import SCHEMAS, hold, not_digits, other_than
+from training.readers.official import (
+    SCHEMAS,
+    hold,
+    not_digits,
+    other_than,
+    texts,
+    whole_numbers,
+)
 from training.readers.protocol import VALIDATION_SHARE, by_user, drawn
-from training.rows import MAX_BAD_SHARE, Rows, cut, empty, repeated, settle, sift, whole
+from training.rows import MAX_BAD_SHARE, Rows, cut, empty, pour, repeated, settle, whole
+from training.spill import Distinct, Spill, groups
 
 TEST_SHARE = 1679 / 6040
 COLUMNS = {
@@ -26,6 +35,7 @@ MOVIES_20M = ("movieId", "title", "genres")
 PUBLISHED_20M = {"ratings": 20_000_263, "users": 138_493, "movies": 27_278}
 STARS = [str(half / 2) for half in range(1, 11)]
 NO_GENRES = "(no genres listed)"
+BEGINNING = 3  # digits of a user: a hundredth of them at most, as their numbers go up to 138,493
 
 
 def read_movielens(
@@ -78,36 +88,54 @@ def read_movielens(
 
 def read_movielens_20m(
     zip_path: str | Path,
+    work: Path,
     *,
     seed: int = 0,
     partial: bool = False,
     max_bad_share: float = MAX_BAD_SHARE,
     update: Update = quiet,
-) -> Logs:
-    """MovieLens-20M from its official zip, in the protocol of the paper (section 6.1).
+) -> Iterator[Logs]:
+    """MovieLens-20M from its official zip: chunks of whole users.
 
-    The label is rating >= 4, half stars included. A hash puts 38,493 / 138,493 of the users into
-    test and 10 % of the others into validation. Raises `LogsError`.
+    Rows lie in ``work`` in the meantime (`training.spill`). The protocol is that of the paper
+    (section 6.1): the label is rating >= 4, half stars included. A hash puts 38,493 / 138,493 of
+    the users into test and 10 % of the others into validation. Raises `LogsError`.
     """
     path = Path(zip_path)
     of_ratings, of_movies = (TextFile(path, f"ml-20m/{n}.csv") for n in ("ratings", "movies"))
     reading = Reading.of([of_ratings, of_movies], update)
     parts = cut(of_ratings.name, of_ratings.parts(reading), "utf-8", ",", RATINGS_20M, True)
-    events, dropped = sift((_rating_20m(rows) for rows in parts), max_bad_share)
+    ratings, people = Spill(work, "ratings", "user_id", BEGINNING), Distinct("user_id")
+
+    def add(frame: pl.DataFrame) -> None:
+        stars = pl.col("rating").cast(pl.Enum(STARS))
+        rows = frame.select(*whole_numbers("userId", "movieId"), stars, "timestamp")
+        rows = rows.rename({"userId": "user_id", "movieId": "item_id", "timestamp": "ts"})
+        ratings.add(rows)
+        people.add(rows.select("user_id"))
+
+    dropped = pour(map(_rating_20m, parts), max_bad_share, add)
     movies = whole(cut(of_movies.name, of_movies.parts(reading), "utf-8", ",", MOVIES_20M, True))
     movies = movies.mark(*empty("movieId"), *not_digits("movieId")).mark(repeated("movieId"))
-    update("arrange", 0, 0, {})
     malformed = settle([dropped, movies.dropped], max_bad_share)
-    events = events.rename({"userId": "user_id", "movieId": "item_id", "timestamp": "ts"})
-    users = events.select("user_id").unique(maintain_order=True)
-    items = movies.sound().rename({"movieId": "item_id", "genres": "genre"})
-    found = {"ratings": dropped.total, "users": users.height, "movies": movies.frame.height}
+    found = {
+        "ratings": dropped.total,
+        "users": people.rows().height,
+        "movies": movies.frame.height,
+    }
     hold(str(path), PUBLISHED_20M, found, partial)
-    test = drawn(users["user_id"], "test", seed, TEST_SHARE_20M)
-    validation = drawn(users["user_id"], "validation", seed, VALIDATION_SHARE)
-    events = _impressions(events, test, validation)
-    items = items.with_columns(pl.col("genre").replace(NO_GENRES, ""))
-    return Logs.build(SCHEMAS / "movielens-20m.toml", events, _genres(items), users, malformed)
+    items = movies.sound().rename({"movieId": "item_id", "genres": "genre"})
+    items = _genres(items.with_columns(pl.col("genre").replace(NO_GENRES, "")))
+
+    def logs(group: tuple[pl.DataFrame, ...]) -> Logs:
+        rated = group[0].with_columns(texts("user_id", "item_id", "rating"))
+        users = rated.select(pl.col("user_id").unique().sort())
+        test = drawn(users["user_id"], "test", seed, TEST_SHARE_20M)
+        validation = drawn(users["user_id"], "validation", seed, VALIDATION_SHARE)
+        events = _impressions(rated, test, validation)
+        return Logs.build(SCHEMAS / "movielens-20m.toml", events, items, users, malformed)
+
+    yield from map(logs, groups(ratings, update=update))
 
 
 def _rating_20m(rows: Rows) -> Rows:

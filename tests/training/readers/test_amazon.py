@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tests.training.prepared import read_chunks
 from tests.training.readers import files
 from tests.training.readers.files import described, review
+from tests.training.spilled import in_groups
 from training.logs import LogsError
-from training.readers import amazon, read_amazon_reviews
+from training.readers import amazon
 
+read_amazon_reviews = partial(read_chunks, amazon.read_amazon_reviews)
 GOODS = [described(f"B{n}", ["All", "x"], ["Toys", f"c{n % 3}"]) for n in range(9)]
 
 
@@ -131,3 +135,48 @@ def test_malformed_reviews_and_metadata_have_their_line(tmp_path: Path) -> None:
         (16, "no asin of the form 'asin': '...'"),
     ]
     assert "X6" in logs.items["item_id"]
+
+
+def test_groups_of_users_are_the_same_logs_as_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the goods that are drawn for each group; one of them at a time is in memory."""
+    lines = [
+        review(f"A{user * 37 % 1000:03}", f"B{user * at % 40}", at * 3 % 4)
+        for at in range(1, 7)
+        for user in range(250)
+    ]
+    goods = [described(f"B{n}", [f"c{n % 3}"]) for n in range(39)]
+    folder = files.amazon(tmp_path, [*lines, "not JSON"], goods)
+    one = read_amazon_reviews(folder)
+    found = in_groups(monkeypatch, run=2000, group=2000)
+    many = read_amazon_reviews(folder)
+    assert len(found) > 9
+    kept = pl.when("behaviour").then("item_id").alias("item_id")
+    assert many.events.with_columns(kept).equals(one.events.with_columns(kept))
+    assert (many.items.equals(one.items), many.users.equals(one.users)) == (True, True)
+    assert (many.left_out, many.malformed) == (one.left_out, one.malformed)
+    assert many.left_out == {"goods from the items, without metadata": 1}
+    assert many.malformed.count == 1
+    has = many.events.filter("behaviour").select("user_id", "item_id")
+    negatives = many.events.filter(~pl.col("behaviour"))
+    assert negatives["split"].unique().sort().to_list() == ["test", "train", "validation"]
+    assert negatives.join(has, on=["user_id", "item_id"]).is_empty()
+    assert set(negatives["item_id"]) <= set(many.items["item_id"])
+
+
+def test_no_two_groups_and_no_test_pairs_repeat_a_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users of one history, each in a group of its own: their draws would else be the same."""
+    lines = [review(f"A{user}", f"B{at}", at) for user in range(10, 40) for at in range(3)]
+    lines += [review(f"B{good}", f"B{good}", 1) for good in range(3, 9)]
+    found = in_groups(monkeypatch, run=1000, group=1)
+    events = read_amazon_reviews(files.amazon(tmp_path, lines, GOODS), validation_share=0.0).events
+    assert len(found) == 36
+    train, test = (
+        events.filter(~pl.col("behaviour"), pl.col("split") == split)["item_id"]
+        for split in ("train", "test")
+    )
+    assert min(train.n_unique(), test.n_unique()) > 1
+    assert not train.equals(test)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tests.training.prepared import read_chunks
 from tests.training.readers import files
+from tests.training.spilled import in_groups
 from training.logs import LogsError
-from training.readers import movielens, read_movielens_20m
+from training.readers import movielens
 
+read_movielens_20m = partial(read_chunks, movielens.read_movielens_20m)
 DIGITS = "is not a whole number of at most 9 digits"
 
 
@@ -81,3 +85,23 @@ def test_malformed_ratings_have_their_line_the_header_being_the_first(tmp_path: 
         (10, f"movieId {DIGITS}"),
     ]
     assert logs.events.height == 2
+
+
+def test_groups_of_users_are_the_same_logs_as_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ratings at the same time, and the malformed ones, too; one group at a time is in memory."""
+    lines = [
+        f"{user},{1 + user * at % 2},{1 + (user + at) % 9 / 2},{at * 3 % 4}"
+        for at in range(9)
+        for user in range(1, 250)
+    ]
+    path = files.movielens_20m(tmp_path, [*lines, "7,1,6.0,1"])
+    one = read_movielens_20m(path, partial=True)
+    found = in_groups(monkeypatch, run=2000, group=2000)
+    many = read_movielens_20m(path, partial=True)
+    assert len(found) > 9
+    assert many.events.equals(one.events)
+    assert (many.items.equals(one.items), many.users.equals(one.users)) == (True, True)
+    assert (many.left_out, many.malformed) == (one.left_out, one.malformed)
+    assert many.malformed.count == 1
