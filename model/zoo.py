@@ -34,6 +34,7 @@ CONFIGS: dict[str, type[NetworkConfig]] = {
     "esmm": ESMMConfig,
     "ple": PLEConfig,
 }
+WIDEST = 8192  # of any layer or embedding: a slip of the keys is not to ask for all memory
 
 
 def configure(name: str, options: Mapping[str, Any]) -> NetworkConfig:
@@ -80,15 +81,15 @@ def _expected(key: str, default: Any) -> str:
     if isinstance(default, bool):
         return "true or false"
     if isinstance(default, tuple):
-        return f"a list of integers above 0, like {list(default)}"
+        return f"a list of integers from 1 to {WIDEST}, like {list(default)}"
     if isinstance(default, int):
-        return f"an integer above 0, like {default}"
+        return f"an integer from 1 to {WIDEST}, like {default}"
     share = key.endswith(("dropout", "pretraining"))
     return "a number from 0 and below 1" if share else "a number from 0 up"
 
 
 def _width(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= WIDEST
 
 
 def _number(value: Any) -> bool:

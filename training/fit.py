@@ -16,6 +16,7 @@ import torch
 import torch._inductor.config  # seconds that torch would take at first use: `training.loading`
 
 from model.contract.encode import Encoder
+from model.contract.schema import Schema
 from model.network import Network, NetworkConfig
 from model.zoo import configure
 from terminal.progress import Update, quiet
@@ -77,10 +78,11 @@ def fit(
         update = update if group.leader else quiet
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
+        schema = Schema.load(data / "schema.toml")
+        config, how = settings(schema.name, model, given)
+        hold(schema, config, how)
         update("read", 0, 0, {})
         logs = Chunks(data, skip)
-        config, how = settings(logs.schema.name, model, given)
-        hold(logs.schema, config, how)
         about = describe(data, digest(data), model, config, how, seed, threads)
         run, finished = Run(out), list[dict[str, Any]]()
 

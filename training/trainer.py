@@ -2,15 +2,15 @@
 
 Adam in both halves: dense for the layers, sparse for the embedding tables and the gates of
 behaviour fields, where a step touches only the rows that occur in it. The rate rises over the
-first steps and falls to zero at the last. The weights with the best validation GAUC (mean over
-tasks) are kept, the last ones where there is nothing to validate with. Several processes do each
-step together, as one: see `training.group`.
+first steps and falls to zero at the last. The weights that rank validation best (`judged`) are
+kept, the last ones where there is nothing to validate with. Several processes do each step
+together, as one: see `training.group`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
@@ -79,13 +79,13 @@ class Progress:
 
     ``waited`` are those of the ``seconds`` in which no step was made since its batch was not there.
     ``losses`` are [step, mean training loss of the steps since the last of them].
-    Without both labels in validation ``best_gauc`` is what stands in for it: less the log loss.
+    ``evaluations`` have each its step, its `judged` score and what that goes by, and the log loss.
     """
 
     step: int = 0
     best_step: int = 0
-    best_gauc: float = -1.0
-    evaluations: list[dict[str, float]] | None = None
+    best_score: float = -1.0
+    evaluations: list[dict[str, Any]] | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
     waited: float = 0.0
@@ -147,7 +147,6 @@ class Trainer:
         ``report(stage, done, total, figures)`` is called at each step. Raises `TrainingError`.
         """
         self._resume()
-        every = max(1, self.steps_per_epoch // self.config.evaluations)
         stretch = ceil(self.steps / LOSSES)
         at, recent = self.progress, list[float]()
         if self.warm and not at.evaluations:
@@ -166,7 +165,7 @@ class Trainer:
                 round(len(self.data["train"]) * self.config.epochs),
                 {"loss": loss, "waited": at.waited / at.seconds},
             )
-            evaluated = at.step % every == 0 or at.step == self.steps
+            evaluated = self._due(at.step)
             if evaluated or at.step % stretch == 0:  # a checkpoint then holds all losses so far
                 at.losses.append((at.step, round(sum(recent) / len(recent), 6)))
                 recent.clear()
@@ -265,6 +264,13 @@ class Trainer:
         at.impressions += size
         return self.group.sum(float(of_labels.detach()))
 
+    def _due(self, step: int) -> bool:
+        """Whether to evaluate after a step: evenly over each epoch, and at the end."""
+        now, before = (
+            n * self.config.evaluations // self.steps_per_epoch for n in (step, step - 1)
+        )
+        return now > before or step == self.steps
+
     def _pretrains(self) -> bool:
         """Whether the next step is of the stage before, which a warm network is beyond."""
         return not self.warm and self.progress.step < self.network.pretraining * self.steps
@@ -289,14 +295,12 @@ class Trainer:
         if not found.finite:
             raise TrainingError(f"step {at.step}: a logit is not finite; last checkpoint kept")
         per_task = found.measure(Calibration.identity(found.tasks))
-        # Where no user has both labels the AUC of all has to do; with one label the log loss.
-        scores = [each.get("gauc", each.get("auc", -each["log_loss"])) for each in per_task]
-        gauc = float(np.mean(scores))
+        by, score = judged(per_task)
         loss = float(np.mean([each["log_loss"] for each in per_task]))
         assert at.evaluations is not None
-        at.evaluations.append({"step": at.step, **per_task[0], "gauc": gauc, "loss": loss})
-        if gauc > at.best_gauc or not self.best:
-            at.best_gauc, at.best_step = gauc, at.step
+        at.evaluations.append({"step": at.step, "by": by, "score": score, "loss": loss})
+        if score > at.best_score or not self.best:
+            at.best_score, at.best_step = score, at.step
             self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         since = sum(each["step"] > at.best_step for each in at.evaluations)
         at.done = at.step >= self.steps or since >= self.config.patience
@@ -347,6 +351,18 @@ class Trainer:
         torch.set_rng_state(parts["generator"][""])
         losses = [(step, loss) for step, loss in state.pop("losses", [])]
         self.progress = Progress(**state, losses=losses)
+
+
+def judged(per_task: Sequence[Mapping[str, float]]) -> tuple[str, float]:
+    """By what weights are chosen, and its value, of which more is better.
+
+    GAUC where any task has one, the mean over those; else AUC likewise, as where no user has both
+    labels; else ``log_loss``, negative.
+    """
+    for name in ("gauc", "auc"):
+        if known := [each[name] for each in per_task if name in each]:
+            return name, float(np.mean(known))
+    return "log_loss", -float(np.mean([each["log_loss"] for each in per_task]))
 
 
 def predict(

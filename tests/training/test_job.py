@@ -526,6 +526,27 @@ def test_an_option_that_would_change_nothing_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--set foo=1", "--set foo: expected an option of din: "),
+        ("--model dien2", "--model dien2: expected one of lr, "),
+        ("--set task_weights=[1]", "expected a number for each task: click, buy"),
+        ("--model transformer --set heads=3", "--set heads: "),
+    ],
+)
+def test_a_setting_is_looked_at_before_the_logs(
+    shop_logs: Logs, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, expected: str
+) -> None:
+    """Exit code 2, though the events can't be read either."""
+    shop_logs.write(tmp_path)
+    (tmp_path / "events.parquet").write_bytes(b"nothing of this kind")
+    out = tmp_path / "run"
+    assert command("fit", "--data", tmp_path, "--out", out, *words.split()) == 2
+    assert expected in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_refusal_does_not_wait_for_torch(tmp_path: Path) -> None:
     """A command that needs no torch says what is wrong without it."""
     program = "import sys; from training.__main__ import main\n"

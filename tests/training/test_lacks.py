@@ -131,7 +131,8 @@ def test_validation_labels_of_one_class_go_by_the_log_loss(
     assert command("fit", "--data", data, "--out", run, *FIT, *many) == 0
     found = json.loads((run / "run.json").read_text())
     progress, validation = found["progress"], found["metrics"]["validation"]
-    losses = {each["step"]: -each["gauc"] for each in progress["evaluations"]}
+    losses = {each["step"]: each["loss"] for each in progress["evaluations"]}
+    assert {each["by"] for each in progress["evaluations"]} == {"log_loss"}
     assert len(losses) > 4
     assert progress["best_step"] == min(losses, key=lambda step: losses[step])
     assert "auc" not in validation

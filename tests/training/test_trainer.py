@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -19,10 +20,10 @@ from model.tensors import Tensors
 from model.zoo import configure
 from tests.kill import end, start
 from training import checkpoint, metrics
-from training.calibrate import Calibration
+from training.calibrate import Calibration, sigmoid
 from training.dataset import Dataset, build, learn_encoder
 from training.encoded import Data, in_parts
-from training.trainer import FitConfig, Progress, Trainer, TrainingError, predict, tally
+from training.trainer import FitConfig, Progress, Trainer, TrainingError, judged, predict, tally
 from training.world import World
 
 # 15 steps an epoch, an evaluation at each fifth one.
@@ -133,8 +134,6 @@ def test_losses_are_thinned_to_means(
     assert [step for step, _ in progress.losses] == ends
     for (step, loss), before in zip(progress.losses, [0, *ends], strict=False):
         assert loss == pytest.approx(np.mean(seen[before:step]), abs=1e-6)
-    validation = (progress.evaluations or [])[-1]
-    assert validation["loss"] == validation["log_loss"]  # of one task
 
 
 def test_an_epoch_of_shards_has_each_impression_once(
@@ -294,11 +293,14 @@ def test_the_best_weights_are_kept(sets: dict[str, Dataset], tmp_path: Path) -> 
     """The network that is left has the best validation GAUC of all evaluations."""
     made = trainer(sets, tmp_path, config=replace(CONFIG, rate=0.05, embedding_rate=0.05))
     _, progress = trained(made)
-    gaucs = [each["gauc"] for each in progress.evaluations or []]
-    assert progress.best_gauc == max(gaucs) > min(gaucs)
+    gaucs = [each["score"] for each in progress.evaluations or [] if each["by"] == "gauc"]
+    assert progress.best_score == max(gaucs) > min(gaucs)
     data = sets["validation"]
-    found = metrics.gauc(data.user, data.label[:, 0], predict(made.network, data)[:, 0])
-    assert found == pytest.approx(progress.best_gauc, abs=1e-12)
+    logit = predict(made.network, data)
+    found = metrics.gauc(data.user, data.label[:, 0], logit[:, 0])
+    assert found == pytest.approx(progress.best_score, abs=1e-12)
+    (loss,) = (e["loss"] for e in progress.evaluations or [] if e["step"] == progress.best_step)
+    assert loss == pytest.approx(metrics.log_loss(data.label[:, 0], sigmoid(logit)[:, 0]), abs=1e-6)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(sets: dict[str, Dataset], tmp_path: Path) -> None:
@@ -379,8 +381,42 @@ def test_users_of_one_impression_are_ranked_by_auc(
     single = replace(data.take(first), label=label)
     made = trainer({**sets, "validation": single}, tmp_path)
     progress = made.fit(silent)
-    evaluations = progress.evaluations or []
-    assert progress.best_gauc == max(each["auc"] for each in evaluations)
+    found = metrics.auc(single.label[:, 0], predict(made.network, single)[:, 0])
+    assert {each["by"] for each in progress.evaluations or []} == {"auc"}
+    assert progress.best_score == pytest.approx(found, abs=1e-12)
+    assert progress.best_score == max(each["score"] for each in progress.evaluations or [])
+
+
+@pytest.mark.parametrize(
+    ("per_task", "expected"),
+    [
+        ([{"gauc": 0.6, "auc": 0.7}, {"gauc": 0.5, "auc": 0.9}], ("gauc", 0.55)),
+        ([{"gauc": 0.6, "auc": 0.7}, {"log_loss": 9.0}], ("gauc", 0.6)),
+        ([{"auc": 0.7}, {"gauc": 0.6, "auc": 0.9}], ("gauc", 0.6)),
+        ([{"auc": 0.7, "log_loss": 0.1}, {"log_loss": 9.0}], ("auc", 0.7)),
+        ([{"log_loss": 0.1}, {"log_loss": 0.3}], ("log_loss", -0.2)),
+    ],
+)
+def test_a_task_that_cannot_be_ranked_does_not_choose_the_weights(
+    per_task: list[dict[str, float]], expected: tuple[str, float]
+) -> None:
+    """Those with a GAUC do, else those with an AUC; the log loss only where none has either."""
+    by, score = judged(per_task)
+    assert (by, score) == (expected[0], pytest.approx(expected[1]))
+
+
+@pytest.mark.parametrize("epochs", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("evaluations", [1, 2, 3, 4, 7])
+def test_evaluations_are_even_and_the_last_is_the_end(
+    sets: dict[str, Dataset], tmp_path: Path, evaluations: int, epochs: float
+) -> None:
+    """As many as were asked for, none of them doubled at the end."""
+    made = trainer(sets, tmp_path, config=replace(CONFIG, evaluations=evaluations, epochs=epochs))
+    due = [step for step in range(1, made.steps + 1) if made._due(step)]
+    assert due[-1] == made.steps
+    assert len(due) == math.ceil(evaluations * epochs)
+    apart = np.diff([0, *due])
+    assert apart.max() - apart[:-1].min(initial=apart.max()) <= 1
 
 
 def test_attention_pays_in_a_world_of_several_interests(tmp_path: Path) -> None:
@@ -444,6 +480,6 @@ def test_the_best_weights_are_those_of_the_best_mean_over_tasks(
     data = two_tasks["validation"]
     logit = predict(made.network, data)
     of_task = [metrics.gauc(data.user, data.label[:, task], logit[:, task]) for task in range(2)]
-    assert progress.best_gauc == pytest.approx(np.mean(of_task), abs=1e-12)
-    gaucs = [each["gauc"] for each in progress.evaluations or []]
-    assert progress.best_gauc == max(gaucs) > min(gaucs)
+    assert progress.best_score == pytest.approx(np.mean(of_task), abs=1e-12)
+    gaucs = [each["score"] for each in progress.evaluations or [] if each["by"] == "gauc"]
+    assert progress.best_score == max(gaucs) > min(gaucs)

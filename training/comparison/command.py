@@ -24,7 +24,7 @@ def compare(
     data: Annotated[Path, typer.Option(help="Folder that prepare wrote.")],
     out: Annotated[
         Path, typer.Option(help="Folder of the runs and reports; a killed comparison goes on.")
-    ],
+    ] = Path("var/compare"),
     models: Annotated[
         list[str] | None,
         typer.Option(

@@ -40,7 +40,8 @@ def compare(order: Order, update: Update, tell: Callable[[str], None]) -> dict[s
     """Train what is not trained yet, and write both reports; what report.json says.
 
     ``tell`` gets a line for each run that ends. Raises what reading and training raise, and
-    `RunError`, before any training, where a folder holds a run of other settings.
+    `RunError`, before any training, where a folder holds a run of other settings, and where another
+    process trains a run.
     """
     torch.set_num_threads(order.threads)
     torch.use_deterministic_algorithms(True)
@@ -122,7 +123,8 @@ def _train(
         training = Training(work, entrant.label, _units(entrant, encoded))
         run, of = order.run(entrant, seed), about[entrant.label, seed]
         try:
-            results = train(run, encoded, of, training, keep_logits=True)
+            with run.alone():
+                results = train(run, encoded, of, training, keep_logits=True)
         except TrainingError as error:
             raise TrainingError(f"{entrant.label}, seed {seed}: {error}") from None
         training.end()

@@ -41,11 +41,11 @@ def curves(report: Report) -> bytes:
                     continue
                 steps = [each["step"] for each in run["evaluations"]]
                 named = {"label": "validation"} if not seed else {}
-                for of, key, more in ((losses, "loss", named), (gauc, "gauc", {})):
+                for of, key, more in ((losses, "loss", named), (gauc, "score", {})):
                     values = [each[key] for each in run["evaluations"]]
                     of.plot(steps, values, "o-", color=VALIDATION, markersize=3, **more)
                 best = next(e for e in run["evaluations"] if e["step"] == run["best_step"])
-                gauc.plot(best["step"], best["gauc"], "o", color=VALIDATION, markersize=7)
+                gauc.plot(best["step"], best["score"], "o", color=VALIDATION, markersize=7)
             gauc.sharex(losses)
             losses.set_title(_short(label))
             gauc.set_xlabel("step")

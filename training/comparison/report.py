@@ -98,7 +98,7 @@ def _measured(order: Order, entrant: Entrant) -> Model:
             {
                 "losses": run["progress"]["losses"],
                 "evaluations": [
-                    {name: each[name] for name in ("step", "gauc", "loss")}
+                    {name: each[name] for name in ("step", "by", "score", "loss")}
                     for each in run["progress"]["evaluations"]
                 ],
                 "best_step": run["progress"]["best_step"],

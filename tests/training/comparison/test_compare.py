@@ -182,7 +182,7 @@ def test_curves_come_from_the_runs(whole: tuple[Path, str]) -> None:
         for curve in model["curves"]:
             steps = [step for step, _ in curve["losses"]]
             assert steps == list(range(1, steps[-1] + 1))
-            evaluated = {each["step"]: each["gauc"] for each in curve["evaluations"]}
+            evaluated = {each["step"]: each["score"] for each in curve["evaluations"]}
             assert len(evaluated) >= 4
             assert evaluated[curve["best_step"]] == max(evaluated.values())
 
@@ -306,6 +306,17 @@ def test_a_killed_comparison_goes_on_to_the_same_report(
     assert told == [f"{order.out}: going on with what is there", "4 of 4 runs are finished"]
     assert undated(reported(order.out)) == undated(reported(whole[0]))
     assert not list(order.out.rglob("*checkpoint*"))
+
+
+def test_a_run_that_another_process_trains_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line; what both would write is that of one."""
+    with Run(tmp_path / "runs" / "DIN" / "seed-0").alone():
+        assert command(*arguments(data, tmp_path, "--seeds", 1)) == 1
+    said = capsys.readouterr().err
+    assert said.endswith("seed-0: another process trains this run\n")
+    assert not list(tmp_path.rglob("run.json"))
 
 
 def undated(report: dict[str, Any]) -> dict[str, Any]:
