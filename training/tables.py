@@ -160,9 +160,12 @@ def _asked(theirs: Mapping[str, str], present: Mapping[str, Parts], schema: Sche
         found = parts.columns()
         missing = named(found, name, schema, theirs)[1] if found else []
         if missing:
+            free = [each for each in found if each not in theirs.values()]
+            taken = [f"{our}={their}" for our, their in theirs.items() if their in missing]
             raise OptionError(
                 f"--schema: {', '.join(missing)}: expected columns of {parts.path}, or --column "
-                f"{missing[0]}= one of {', '.join(found)}"
+                f"{missing[0]}= one of {', '.join(free)}"
+                + "".join(f"; --column {each} has taken it" for each in taken)
             )
 
 

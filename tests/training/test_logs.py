@@ -455,6 +455,11 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
         read_tables(tmp_path, schema)
     with pytest.raises(OptionError, match="--column typo: expected one of "):
         read_tables(tmp_path, schema, columns={"typo": "uid"})
+    with pytest.raises(
+        OptionError, match=r"ts: .* ts= one of [^;]*; --column price=ts has taken"
+    ) as said:
+        read_tables(tmp_path, own(tmp_path, own_events()), columns={"price": "ts"})
+    assert "ts" not in str(said.value).partition("one of ")[2].partition(";")[0].split(", ")
 
 
 @pytest.mark.parametrize(
