@@ -33,6 +33,7 @@ from bench.measure import Machine, load, machine, pin
 from bench.servers import Cores, ServerError
 from deploy.processes import StepError
 from model.layers import Activation
+from terminal.commands import Commands
 from terminal.progress import progress
 from training.logs import Logs
 
@@ -44,12 +45,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="The figures that matter, l
 Out = Annotated[Path, typer.Option(help="Folder for JSON and plots.")]
 OUT = Path("bench/out")
 
-app = typer.Typer(
-    help="Measure ours against the frozen naive reference.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = Commands("Measure ours against the frozen naive reference.")
 
 
 @app.command("graph")

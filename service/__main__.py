@@ -17,13 +17,9 @@ import typer
 from service import label_commands
 from service.options import CommandError, Name, Root, default, settings_of
 from service.settings import Provider, Settings
+from terminal.commands import Commands
 
-app = typer.Typer(
-    help="Serve click probabilities of a published DIN model.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = Commands("Serve click probabilities of a published DIN model.")
 label_commands.add_to(app)
 
 RedisUrl = Annotated[

@@ -25,6 +25,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from terminal.commands import Commands
 from training import loop_commands
 from training.comparison import command
 from training.loop_commands import complain
@@ -33,12 +34,7 @@ from training.option import OptionError, Seed, Threads
 # Threads that wait by spinning take the cores from those that work; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="From raw logs to a published model, and from what was served to the next one.",
-)
+app = Commands("From raw logs to a published model, and from what was served to the next one.")
 console = Console(stderr=True)
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
 
+from terminal.commands import Command
 from training import last_line
 from training.option import Seed, Threads
 
@@ -39,7 +39,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(cls=Told)(retrain)
 
 
-class Told(TyperCommand):
+class Told(Command):
     """A command whose wrong use is told in a line on stdout as well."""
 
     def make_context(self, *given: Any, **more: Any) -> Any:
