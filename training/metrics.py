@@ -5,7 +5,7 @@ label 0/1 [n], score or probability [n], user [n]; ties count half.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,15 @@ def improvement(measured: Mapping[str, float], base: Mapping[str, float]) -> dic
     return {
         name: rela_impr(measured[name], base[name]) for name in names if base.get(name, 0.5) > 0.5
     }
+
+
+def of_task(name: str, task: str, tasks: Sequence[str]) -> str:
+    """What a metric is called: plain of the first of the tasks, else TASK.metric; RelaImpr of it
+    is rela_impr.TASK.metric."""
+    if task == tasks[0]:
+        return name
+    first, dot, last = name.rpartition(".")
+    return f"{first}{dot}{task}.{last}"
 
 
 def log_loss(label: Array, probability: Array) -> float:

@@ -22,6 +22,17 @@ def arrays(found: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return user * 7 - 3, label, score / 8
 
 
+def test_metrics_are_named_by_task() -> None:
+    """Plain of the first, and RelaImpr before the task."""
+    tasks = ("click", "buy")
+    names = ("gauc", "rela_impr.gauc")
+    assert [metrics.of_task(name, "click", tasks) for name in names] == [*names]
+    assert [metrics.of_task(name, "buy", tasks) for name in names] == [
+        "buy.gauc",
+        "rela_impr.buy.gauc",
+    ]
+
+
 @given(found=rows)
 def test_auc_is_scikit_learn_s(found: Rows) -> None:
     """Ties count half; with one class there is none."""

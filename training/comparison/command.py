@@ -69,7 +69,11 @@ def compare(
 def _summary(found: dict[str, Any]) -> Table:
     """Means over seeds, and their standard deviation."""
     names = {"gauc": "GAUC", "auc": "AUC", "rela_impr.auc": "RelaImpr", "log_loss": "log loss"}
-    table = Table("model", title=f"test, {found['seeds']} seeds", title_justify="left")
+    table = Table(
+        "model",
+        title=f"test, {found['seeds']} seed{'s' * (found['seeds'] > 1)}",
+        title_justify="left",
+    )
     for name in (*names.values(), "ECE"):
         table.add_column(name, justify="right")
     for label, model in found["models"].items():

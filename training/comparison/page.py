@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from training import metrics
 from training.comparison import plots
 
 Report = Mapping[str, Any]
@@ -19,7 +20,16 @@ _METRICS = {
     "normalised_entropy": ("NE", ".4f"),
     "ece": ("ECE", ".4f"),
 }
-_TESTED = {"gauc": "GAUC", "auc": "AUC", "log_loss": "log loss"}
+_TESTS = (
+    "<p>Differences, with 95 % intervals. <b>Over seeds</b>: a paired t-test of the runs with "
+    "the same seed. It asks whether another seed may turn the order round on these very "
+    "impressions; with few seeds it finds only what is large. <b>Over users</b>: the test "
+    "users are drawn again with replacement, the same for both models, the seeds of each "
+    "averaged. It asks whether other users may turn the order round for these very runs. "
+    "Neither speaks of another day, data set or settings, and of many comparisons some come "
+    "out large by chance. The best was chosen by these very impressions, so differences to it "
+    "flatter it a little.</p>"
+)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; background: #fff; }
@@ -39,21 +49,14 @@ img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
 
 def html(report: Report) -> str:
     """The page."""
-    models, seeds = report["models"], report["seeds"]
-    base, best = report["baseline"], report["best"]
-    title = f"{report['schema']}: {len(models)} models compared"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>Trained on one split, {seeds} {'seed' if seeds == 1 else 'seeds'} each, and measured "
-        f"on the same {report['impressions']['test']['impressions']:,} test impressions. The "
-        f"baseline is <b>{escape(base)}</b>; the best by mean test GAUC is <b>{escape(best)}</b>."
-        "</p>",
-        _list(report["notes"]),
-        "<h2>Quality</h2>",
-    ]
+    title = f"{report['schema']}: {len(report['models'])} models compared"
+    parts = [f"<h1>{escape(title)}</h1>", _what(report), _list(report["notes"])]
+    parts += ["<h2>Quality</h2>"]
     for task in report["tasks"]:
         parts += _quality(report, task)
-    parts += ["<h2>Paired tests</h2>", *_tests(report)]
+    parts += ["<h2>Paired tests</h2>", _TESTS]
+    for task in report["tasks"]:
+        parts += _tests(report, task)
     parts += ["<h2>Speed and size</h2>", *_costs(report)]
     parts += _pictures(report)
     parts += ["<h2>Data</h2>", _data(report), "<h2>Settings</h2>", _settings(report)]
@@ -64,79 +67,78 @@ def html(report: Report) -> str:
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
+def _what(report: Report) -> str:
+    """What was compared, and which is the best by what."""
+    seeds, base, best = report["seeds"], report["baseline"], report["best"]
+    by, _ = _METRICS[report["ranking"][report["tasks"][0]]["by"]]
+    return (
+        f"<p>Trained on one split, {seeds} {'seed' if seeds == 1 else 'seeds'} each, and measured "
+        f"on the same {report['impressions']['test']['impressions']:,} test impressions. The "
+        f"baseline is <b>{escape(base)}</b>; the best by mean test {by}{_of_first(report)} is "
+        f"<b>{escape(best)}</b>.</p>"
+    )
+
+
 def _quality(report: Report, task: str) -> list[str]:
-    """Every metric of a task, models by falling GAUC."""
-    models, several = report["models"], len(report["tasks"]) > 1
-    prefix = "" if task == report["tasks"][0] else f"{task}."
-    keys = {_of_task(name, prefix): shown for name, shown in _METRICS.items()}
-    kept = {k: v for k, v in keys.items() if any(k in m["metrics"] for m in models.values())}
+    """Every metric of a task, the best model first."""
+    shown = _shown(report, task, [model["metrics"] for model in report["models"].values()])
     rows = [
-        (_name(report, label), *(_spread(model["metrics"].get(k), f) for k, (_, f) in kept.items()))
-        for label, model in _ranked(models, prefix)
+        (
+            _name(report, label),
+            *(_spread(report["models"][label]["metrics"].get(k), f) for k, (_, f) in shown.items()),
+        )
+        for label in report["ranking"][task]["labels"]
     ]
-    heads = ("model", *(name for name, _ in kept.values()))
+    heads = ("model", *(name for name, _ in shown.values()))
     words = (
         "Means over seeds, below each the standard deviation. RelaImpr compares with the "
         "baseline's run of the same seed: (AUC - 0.5) / (AUC of the baseline - 0.5) - 1. "
         "For log loss, NE (log loss over that of the mean label) and ECE less is better."
     )
-    return [f"<h3>{escape(task)}</h3>" if several else "", _table(heads, rows), f"<p>{words}</p>"]
+    return [_heading(report, task), _table(heads, rows), f"<p>{words}</p>"]
 
 
-def _of_task(name: str, prefix: str) -> str:
-    """Metrics of a task are TASK.metric, RelaImpr's are rela_impr.TASK.metric."""
-    first, dot, last = name.rpartition(".")
-    return f"{first}{dot}{prefix}{last}"
-
-
-def _ranked(models: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    def rank(pair: tuple[str, Any]) -> float:
-        found = pair[1]["metrics"]
-        for name in ("gauc", "auc"):
-            if f"{prefix}{name}" in found:
-                return float(found[f"{prefix}{name}"]["mean"])
-        return -float(found[f"{prefix}log_loss"]["mean"])
-
-    return sorted(models.items(), key=rank, reverse=True)
-
-
-def _tests(report: Report) -> list[str]:
-    parts = [
-        "<p>Differences, with 95 % intervals. <b>Over seeds</b>: a paired t-test of the runs with "
-        "the same seed. It asks whether another seed may turn the order round on these very "
-        "impressions; with few seeds it finds only what is large. <b>Over users</b>: the test "
-        "users are drawn again with replacement, the same for both models, the seeds of each "
-        "averaged. It asks whether other users may turn the order round for these very runs. "
-        "Neither speaks of another day, data set or settings, and of many comparisons some come "
-        "out large by chance.</p>"
-    ]
-    for name in ("baseline", "best"):
-        rival = report[name]
-        rows = []
-        for label, model in _ranked(report["models"], ""):
-            tests = model["against"].get(name)
-            if tests is None:
-                continue
-            cells = [
-                _difference(tests.get(metric, {}).get(kind), kind == "seeds")
-                for metric in _TESTED
-                for kind in _kinds(metric)
-            ]
-            rows.append((_name(report, label), *cells))
-        if not rows or not any(cell != "-" for row in rows for cell in row[1:]):
+def _tests(report: Report, task: str) -> list[str]:
+    """Every metric of a task, each model less the baseline, and less the best."""
+    parts = []
+    several = f"{escape(task)}, less" if len(report["tasks"]) > 1 else "Less"
+    for rival in ("baseline", "best"):
+        against = {
+            label: report["models"][label]["against"][rival]
+            for label in report["ranking"][task]["labels"]
+            if rival in report["models"][label]["against"]
+        }
+        shown = _shown(report, task, against.values())
+        columns = [
+            (key, kind, name, form)
+            for key, (name, form) in shown.items()
+            for kind in ("seeds", "users")
+            if any(kind in tests.get(key, {}) for tests in against.values())
+        ]
+        if not columns:
             continue
-        heads = [f"{shown}, over {k}" for metric, shown in _TESTED.items() for k in _kinds(metric)]
-        parts += [f"<h3>Less {name} ({escape(rival)})</h3>", _table(("model", *heads), rows)]
-        if name == "best":
-            parts.append(
-                "<p>The best was chosen by these very impressions, so these differences flatter "
-                "it a little.</p>"
+        rows = [
+            (
+                _name(report, label),
+                *(
+                    _difference(tests.get(key, {}).get(kind), form)
+                    for key, kind, _, form in columns
+                ),
             )
+            for label, tests in against.items()
+        ]
+        heads = ("model", *(f"{name}, over {kind}" for _, kind, name, _ in columns))
+        parts += [f"<h3>{several} {rival} ({escape(report[rival])})</h3>", _table(heads, rows)]
     return parts
 
 
-def _kinds(metric: str) -> tuple[str, ...]:
-    return ("seeds", "users") if metric == "gauc" else ("seeds",)
+def _shown(
+    report: Report, task: str, found: Iterable[Mapping[str, Any]]
+) -> dict[str, tuple[str, str]]:
+    """Name and form of those metrics of a task that some model has."""
+    keys = {metrics.of_task(name, task, report["tasks"]): how for name, how in _METRICS.items()}
+    there = set().union(*found)
+    return {key: how for key, how in keys.items() if key in there}
 
 
 def _costs(report: Report) -> list[str]:
@@ -178,53 +180,58 @@ def _costs(report: Report) -> list[str]:
 
 
 def _pictures(report: Report) -> list[str]:
-    first = report["tasks"][0]
-    several = len(report["tasks"]) > 1
-    only = f" Here and below only the task {first} is looked at." if several else ""
-    mean = " Both are means over the tasks." if several else ""
+    mean = ""
+    if len(report["tasks"]) > 1:
+        mean = " All are means over the tasks, GAUC and AUC over those that have one."
     best = escape(report["attention"]["label"]) if report["attention"] else ""
     parts = [
         "<h2>Training curves</h2>",
         _image(plots.curves(report), "Losses and validation ranking of each model by step"),
         "<p>A line for each seed; the training loss is averaged over fortieths of the steps. "
         "A model over-fits where its training loss goes on falling while its validation loss rises "
-        "or its validation ranking falls; the large dot is the step whose weights are kept. "
+        "or, below it, what its weights are chosen by gets worse; the large dot is the step whose "
+        "weights are kept. "
         f"Dropout makes the training loss look higher than it is.{mean}</p>",
         "<h2>Reliability</h2>",
-        _image(plots.reliability(report), "Mean label by mean probability of each model"),
-        "<p>Test impressions in 20 bins of equal count by their probability, seeds averaged: below "
-        f"the diagonal a model promises too much, above it too little.{escape(only)}</p>",
+        *_of_tasks(
+            report,
+            plots.reliability,
+            "Mean label by mean probability of each model",
+            "Test impressions in 20 bins of equal count by their probability, seeds averaged: "
+            "below the diagonal a model promises too much, above it too little.",
+        ),
+        "<h2>GAUC by length of the history</h2>",
+        *_of_tasks(
+            report,
+            plots.by_history,
+            "Test GAUC by length of the history",
+            "A user's impressions within a bin are ranked among themselves, so bins hold different "
+            "users and are not parts of the total; models compare within a bin. Points over short "
+            "bars are noise.",
+        ),
+        "<h2>Lift of attention over pooling</h2>",
     ]
-    parts += ["<h2>GAUC by length of the history</h2>"]
-    if (drawn := plots.by_history(report)) is not None:
-        parts += [
-            _image(drawn, "Test GAUC by length of the history"),
-            "<p>A user's impressions within a bin are ranked among themselves, so bins hold "
-            "different users and are not parts of the total; models compare within a bin. Points "
-            "over short bars are noise.</p>",
-        ]
+    if why := _no_lift(report):
+        parts.append(f"<p>{why}</p>")
     else:
-        parts.append("<p>No user has test labels of both classes, so there is none.</p>")
-    parts += ["<h2>Lift of attention over pooling</h2>"]
-    if (drawn := plots.lift(report)) is not None:
-        parts += [
-            _image(drawn, "Difference of GAUC by length of the history"),
-            "<p>GAUC of each model with attention less that of the baseline, seeds averaged, with "
+        parts += _of_tasks(
+            report,
+            plots.lift,
+            "Difference of GAUC by length of the history",
+            "GAUC of each model with attention less that of the baseline, seeds averaged, with "
             "95 % intervals over users: attention pays where an interval lies above 0. The models "
-            "differ in more than attention where their settings do (see Settings).</p>",
-        ]
-    else:
-        parts.append(f"<p>{_no_lift(report)}</p>")
+            "differ in more than attention where their settings do (see Settings).",
+        )
     parts += ["<h2>Attention of real users</h2>"]
-    for drawn in plots.attention(report):
-        parts.append(_image(drawn, "Attention weights of a user's behaviours for each candidate"))
+    for png in plots.attention(report):
+        parts.append(_image(png, "Attention weights of a user's behaviours for each candidate"))
     if best:
         parts.append(
             f"<p>The weight that <b>{best}</b>, seed 0, gives each behaviour of a test user (a "
             "column) for each candidate (a row): behaviours like the candidate should stand out, "
-            "and rows of unlike candidates differ. A full dot is a candidate whose label was 1. "
-            "Weights are as the model uses them, so a raw one has no fixed scale and its size, "
-            "not its sign, says how much a behaviour counts.</p>"
+            "and rows of unlike candidates differ. A full dot is a candidate whose label"
+            f"{_of_first(report)} was 1. Weights are as the model uses them, so a raw one has no "
+            "fixed scale and its size, not its sign, says how much a behaviour counts.</p>"
         )
     else:
         parts.append("<p>No model here weighs behaviours by the candidate.</p>")
@@ -243,11 +250,24 @@ def _pictures(report: Report) -> list[str]:
 
 
 def _no_lift(report: Report) -> str:
+    """Why no model can be compared with pooling, if so."""
     if not report["with_attention"]:
         return "No model here weighs behaviours by the candidate."
     if report["baseline"] in report["with_attention"]:
         return "The baseline has attention itself, so there is no pooling to compare with."
-    return "No user has test labels of both classes, so there is no GAUC."
+    return ""
+
+
+def _of_tasks(
+    report: Report, draw: Callable[[Report, str], bytes | None], text: str, words: str
+) -> list[str]:
+    """A plot for each task, or a sentence where there is none, and words on those there are."""
+    none = "<p>No user has test labels of both classes, so there is no GAUC.</p>"
+    drawn = {task: draw(report, task) for task in report["tasks"]}
+    parts = []
+    for task, png in drawn.items():
+        parts += [_heading(report, task), _image(png, text) if png else none]
+    return [*parts, f"<p>{words}</p>"] if any(drawn.values()) else parts
 
 
 def _data(report: Report) -> str:
@@ -279,6 +299,16 @@ def _settings(report: Report) -> str:
     return f"<table><tr><th>model</th><th></th></tr>{''.join(rows)}</table>"
 
 
+def _heading(report: Report, task: str) -> str:
+    """That of a task, where there are several."""
+    return f"<h3>{escape(task)}</h3>" if len(report["tasks"]) > 1 else ""
+
+
+def _of_first(report: Report) -> str:
+    """Words that name the first task, where there are several."""
+    return f" of {escape(report['tasks'][0])}" if len(report["tasks"]) > 1 else ""
+
+
 def _name(report: Report, label: str) -> str:
     marks = [name for name in ("baseline", "best") if report[name] == label]
     return escape(label) + (f"<small>{', '.join(marks)}</small>" if marks else "")
@@ -292,13 +322,14 @@ def _spread(found: Mapping[str, Any] | None, form: str) -> str:
     return f"{format(found['mean'], form)}{below}"
 
 
-def _difference(found: Mapping[str, Any] | None, tested: bool) -> str:
+def _difference(found: Mapping[str, Any] | None, form: str) -> str:
     if found is None:
         return "-"
-    p = f"; p = {found['p']:.2g}" if tested and found["p"] is not None else ""
-    return (
-        f"{found['difference']:+.4f}<small>{found['low']:+.4f} to {found['high']:+.4f}{p}</small>"
+    difference, low, high = (
+        format(found[key], f"+{form.removeprefix('+')}") for key in ("difference", "low", "high")
     )
+    p = "" if found["p"] is None else f"; p = {found['p']:.2g}"
+    return f"{difference}<small>{low} to {high}{p}</small>"
 
 
 def _image(png: bytes, text: str) -> str:

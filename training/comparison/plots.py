@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,70 +12,97 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.legend import Legend
+
+from training import metrics
 
 Report = Mapping[str, Any]
 TRAIN, VALIDATION, MARK = "#1b6ca8", "#b0413e", "#6b6b6b"
+FONTS = (  # for letters that the first font has not
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "Hiragino Sans GB",
+    "Microsoft YaHei",
+    "Arial Unicode MS",
+)
+RANKED_BY = {"gauc": "GAUC", "auc": "AUC", "log_loss": "log loss"}
 COLUMNS = 4
 CATEGORIES = 8
 POINTS = 40
 
 
 def curves(report: Report) -> bytes:
-    """Of each model, losses and validation GAUC by step; a line for each seed."""
+    """Of each model, losses by step and below them what chose the weights to keep, where there
+    were evaluations; a line for each seed."""
     models = report["models"]
+    runs = [run for model in models.values() for run in model["curves"]]
+    by = next((each["by"] for run in runs for each in run["evaluations"]), None)
+    sign = -1 if by == "log_loss" else 1
     columns, blocks = _grid(len(models))
-    with _drawn(2.6 * columns + 0.9, 3.7 * blocks) as (figure, png):
-        grid = figure.subplots(2 * blocks, columns, squeeze=False, sharex=False)
+    rows = 2 if by else 1  # of a block
+    with _drawn(2.6 * columns + 0.9, 1.85 * rows * blocks) as (figure, png):
+        grid = figure.subplots(rows * blocks, columns, squeeze=False)
         for axes in grid.flat:
             axes.set_visible(False)
         for at, (label, model) in enumerate(models.items()):
             block, column = divmod(at, columns)
-            losses, gauc = grid[2 * block][column], grid[2 * block + 1][column]
-            for axes in (losses, gauc):
+            panels = grid[rows * block : rows * (block + 1), column]
+            losses, last = panels[0], panels[-1]
+            for axes in panels:
                 axes.set_visible(True)
             for seed, run in enumerate(model["curves"]):
-                named = {"label": "training"} if not seed else {}
-                losses.plot(*_smooth(run["losses"]), color=TRAIN, linewidth=1, **named)
+                steps, means = _smooth(run["losses"])
+                mark = "o" if len(steps) == 1 else None  # a point has no line
+                name = None if seed else "training"
+                losses.plot(steps, means, color=TRAIN, lw=1, marker=mark, ms=3, label=name)
                 if not run["evaluations"]:
                     continue
                 steps = [each["step"] for each in run["evaluations"]]
-                named = {"label": "validation"} if not seed else {}
-                for of, key, more in ((losses, "loss", named), (gauc, "score", {})):
-                    values = [each[key] for each in run["evaluations"]]
-                    of.plot(steps, values, "o-", color=VALIDATION, markersize=3, **more)
-                best = next(e for e in run["evaluations"] if e["step"] == run["best_step"])
-                gauc.plot(best["step"], best["score"], "o", color=VALIDATION, markersize=7)
-            gauc.sharex(losses)
+                scores = [sign * each["score"] for each in run["evaluations"]]
+                means = [each["loss"] for each in run["evaluations"]]
+                name = None if seed else "validation"
+                losses.plot(steps, means, "o-", color=VALIDATION, ms=3, label=name)
+                last.plot(steps, scores, "o-", color=VALIDATION, ms=3)
+                kept = steps.index(run["best_step"])
+                last.plot(steps[kept], scores[kept], "o", color=VALIDATION, ms=7)
             losses.set_title(_short(label))
-            gauc.set_xlabel("step")
+            last.set_xlabel("step")
+            if by:
+                last.sharex(losses)
             if not column:
                 losses.set_ylabel("log loss")
-                gauc.set_ylabel("validation GAUC")
-        shown = [axes for axes in grid[0] if axes.get_visible()]
-        shown[0].legend(fontsize=8)
-        for axes in grid[0::2].flat:
+                if by:
+                    last.set_ylabel(f"validation {RANKED_BY[by]}")
+        grid[0, 0].legend(fontsize=8)
+        for axes in grid[::rows].flat:
             axes.set_ylim(*_losses(models.values()))
-        _same_y([axes for axes in grid[1::2].flat if axes.get_visible()])
+        if by:
+            _same_y([axes for axes in grid[1::2].flat if axes.get_visible()])
     return png.getvalue()
 
 
-def reliability(report: Report) -> bytes:
+def reliability(report: Report, task: str) -> bytes:
     """Of each model, mean label by mean probability, in bins of equal count."""
-    models = report["models"]
+    models, ece = report["models"], metrics.of_task("ece", task, report["tasks"])
     columns, rows = _grid(len(models))
-    top = max(max(v) for model in models.values() for v in model["reliability"].values()) * 1.05
+    every = [model["reliability"][task] for model in models.values()]
+    top = max(max(values) for found in every for values in found.values()) * 1.05
     with _drawn(2.6 * columns + 0.4, 2.7 * rows) as (figure, png):
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes in grid.flat[len(models) :]:
             axes.set_visible(False)
         for at, (axes, (label, model)) in enumerate(zip(grid.flat, models.items(), strict=False)):
             axes.plot([0, top], [0, top], "--", color="#bbbbbb", linewidth=1)
-            found = model["reliability"]
+            found = model["reliability"][task]
             axes.plot(found["predicted"], found["observed"], "o-", color=TRAIN, markersize=3)
-            ece = model["metrics"]["ece"]["mean"]
-            axes.set_title(f"{_short(label)}\nECE {ece:.4f}")
+            axes.set_title(f"{_short(label)}\nECE {model['metrics'][ece]['mean']:.4f}")
             axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
             if not at % columns:
                 axes.set_ylabel("observed")
@@ -84,36 +112,36 @@ def reliability(report: Report) -> bytes:
     return png.getvalue()
 
 
-def by_history(report: Report) -> bytes | None:
-    """GAUC of each model by length of the history, over a bar for each bin's impressions."""
-    bins, models = _ranked_bins(report), report["models"]
+def by_history(report: Report, task: str) -> bytes | None:
+    """GAUC of each model by length of the history, over a bar for each bin's impressions; None
+    where no user has both labels."""
+    bins, models = _ranked_bins(report, task), report["models"]
     if not bins:
         return None
     with _drawn(9.2, 5.4) as (figure, png):
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         for at, (label, model) in enumerate(models.items()):
-            values = [model["gauc_by_history"][b]["gauc"] for b in bins]
+            values = [model["gauc_by_history"][task][b]["gauc"] for b in bins]
             mark = "s--" if label == report["baseline"] else "o-"
             upper.plot(values, mark, color=_colour(at), markersize=4, label=_short(label))
         upper.set_ylabel("test GAUC")
-        upper.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-        _bars(lower, report, bins)
+        _legend(upper, upper.lines)
+        _bars(lower, [report["history_bins"][task][b] for b in bins])
     return png.getvalue()
 
 
-def lift(report: Report) -> bytes | None:
+def lift(report: Report, task: str) -> bytes | None:
     """GAUC of models with attention less that of the baseline, by length of the history, with 95 %
-    intervals; None where there is no such pair."""
-    bins, base = _ranked_bins(report), report["baseline"]
-    shown = report["with_attention"]
-    if not bins or not shown or base in shown:
+    intervals; None where no user has both labels."""
+    bins, models, shown = _ranked_bins(report, task), report["models"], report["with_attention"]
+    if not bins:
         return None
     with _drawn(9.2, 5.0) as (figure, png):
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        labels = list(report["models"])
+        labels = list(models)
         for order, label in enumerate(shown):
             apart = 0.5 * ((order + 0.5) / len(shown) - 0.5)
-            found = [report["models"][label]["gauc_by_history"][b]["over_baseline"] for b in bins]
+            found = [models[label]["gauc_by_history"][task][b]["over_baseline"] for b in bins]
             x = np.arange(len(bins)) + apart
             y, low, high = (
                 np.array([f[key] for f in found]) for key in ("difference", "low", "high")
@@ -121,10 +149,10 @@ def lift(report: Report) -> bytes | None:
             colour = _colour(labels.index(label))
             upper.vlines(x, low, high, color=colour)
             upper.plot(x, y, "o", color=colour, markersize=5, label=_short(label))
+        _legend(upper, upper.lines)
         upper.axhline(0, color="#bbbbbb", linewidth=1, zorder=0)
-        upper.set_ylabel(f"test GAUC less that of\n{_short(base)}")
-        upper.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-        _bars(lower, report, bins)
+        upper.set_ylabel(f"test GAUC less that of\n{_short(report['baseline'])}")
+        _bars(lower, [report["history_bins"][task][b] for b in bins])
     return png.getvalue()
 
 
@@ -189,9 +217,7 @@ def item_map(report: Report) -> bytes | None:
                 x[at], y[at], s=size[at], color=_colour(order), alpha=0.8, label=_short(name)
             )
         if named:
-            legend = axes.legend(
-                title=found["field"], loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8
-            )
+            legend = _legend(axes, axes.collections, title=found["field"])
             for handle in legend.legend_handles:
                 handle.set_sizes([30])  # type: ignore[union-attr]
         one, two = found["explained"][:2]
@@ -206,6 +232,10 @@ def _drawn(width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
     png = io.BytesIO()
     style: Any = {
         "font.size": 10,
+        "font.family": [
+            *mpl.rcParams["font.family"],
+            *(name for name in FONTS if name in fontManager.get_font_names()),
+        ],
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": 10,
@@ -214,7 +244,10 @@ def _drawn(width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
     with mpl.rc_context(style):
         figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
         yield figure, png
-        figure.savefig(png, format="png", metadata={"Software": None})
+        with warnings.catch_warnings():  # a letter that no font has is a box, which says so itself
+            letters = r"Glyph .* missing|Matplotlib currently does not support"
+            warnings.filterwarnings("ignore", letters, UserWarning)
+            figure.savefig(png, format="png", metadata={"Software": None})
 
 
 def _grid(count: int) -> tuple[int, int]:
@@ -241,22 +274,28 @@ def _same_y(every: Sequence[Axes]) -> None:
         axes.set_ylim(min(low) - margin, max(high) + margin)
 
 
-def _ranked_bins(report: Report) -> list[int]:
+def _legend(axes: Axes, shown: Iterable[Artist], title: str | None = None) -> Legend:
+    """Beside the axes. Each is named: by itself a legend leaves out labels that begin with _."""
+    return axes.legend(
+        handles=list(shown), title=title, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8
+    )
+
+
+def _ranked_bins(report: Report, task: str) -> list[int]:
     """The bins in which some user has both labels."""
-    bins = report["history_bins"]
+    bins = report["history_bins"][task]
     return [at for at, each in enumerate(bins) if each["users_with_both_labels"]]
 
 
-def _bars(axes: Axes, report: Report, bins: Sequence[int]) -> None:
-    shown = [report["history_bins"][at] for at in bins]
-    counts = [each["impressions"] for each in shown]
+def _bars(axes: Axes, bins: Sequence[Mapping[str, Any]]) -> None:
+    counts = [each["impressions"] for each in bins]
     axes.bar(range(len(bins)), counts, color="#c8d4dd", width=0.6)
     for at, count in enumerate(counts):
         axes.annotate(f"{count:,}", (at, count), ha="center", va="bottom", fontsize=8, color=MARK)
     axes.margins(y=0.3)
     axes.set_yticks([])
     axes.set_ylabel("test\nimpressions")
-    axes.set_xticks(range(len(bins)), [each["lengths"] for each in shown])
+    axes.set_xticks(range(len(bins)), [each["lengths"] for each in bins])
     axes.set_xlabel("behaviours that the impression sees")
 
 

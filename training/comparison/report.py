@@ -6,7 +6,7 @@ and what the plots show; ``timings`` alone differ when the same comparison is ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from training.fit import Encoded, plain
 from training.run import Run
 
 FORMAT = 1
-RANKING = ("gauc", "auc")
+AREAS = ("gauc", "auc")
 Floats = npt.NDArray[np.float64]
 Model = dict[str, Any]
 
@@ -40,15 +40,9 @@ def report(order: Order, encoded: Encoded, logs_digest: str, work: Work) -> dict
         notes.append("One seed: no spread over seeds and no test over seeds.")
     models: dict[str, Model] = {each.label: _measured(order, each) for each in lineup.entrants}
     notes += _no_better_than_chance(lineup.baseline, models[lineup.baseline]["metrics"])
-    best = _best(models)
-    for label, model in models.items():
-        rivals = {"baseline": lineup.baseline, "best": best}
-        model["against"] = {
-            name: {"label": rival, **_over_seeds(model["metrics"], models[rival]["metrics"])}
-            for name, rival in rivals.items()
-            if rival != label
-        }
-        model["metrics"] |= _rela_impr(model["metrics"], models[lineup.baseline]["metrics"])
+    ranking = {task: _ranking(models, task, tasks) for task in tasks}
+    best = ranking[tasks[0]]["labels"][0]
+    _by_seed(models, lineup.baseline, best)
     bins = _by_user(order, encoded, models, work)
     latency, latency_of = _costs(order, encoded, models, notes, work)
     return {
@@ -60,12 +54,13 @@ def report(order: Order, encoded: Encoded, logs_digest: str, work: Work) -> dict
         "threads": order.threads,
         "baseline": lineup.baseline,
         "best": best,
+        "ranking": ranking,
         "impressions": counts,
         "notes": notes,
         "models": models,
         "history_bins": bins,
         "latency_of": latency_of,
-        **_pictures(order, encoded, models),
+        **_pictures(order, encoded, ranking[tasks[0]]["labels"]),
         "timings": {
             "machine": cost.machine(),
             "samples_per_s": {
@@ -108,16 +103,29 @@ def _measured(order: Order, entrant: Entrant) -> Model:
     }
 
 
-def _best(models: Mapping[str, Model]) -> str:
-    """The label of the highest mean GAUC of the first task; by AUC, then by log loss, where the
-    labels define no other."""
+def _ranking(models: Mapping[str, Model], task: str, tasks: Sequence[str]) -> dict[str, Any]:
+    """The labels by one mean figure of a task, best first, and which one: GAUC, or AUC or log loss
+    where the test labels define no other."""
+    names = {by: metrics.of_task(by, task, tasks) for by in (*AREAS, "log_loss")}
+    [any_model, *_] = models.values()
+    by = next(by for by, name in names.items() if name in any_model["metrics"])
 
-    def rank(label: str) -> tuple[float, ...]:
-        found = models[label]["metrics"]
-        ranking = [found[name]["mean"] for name in RANKING if name in found]
-        return (*ranking, -found["log_loss"]["mean"])
+    def figure(label: str) -> float:
+        return float(models[label]["metrics"][names[by]]["mean"])
 
-    return max(models, key=rank)
+    return {"by": by, "labels": sorted(models, key=figure, reverse=by != "log_loss")}
+
+
+def _by_seed(models: Mapping[str, Model], baseline: str, best: str) -> None:
+    """Put RelaImpr into each model's metrics, and against its rivals the test over seeds of all."""
+    for model in models.values():
+        model["metrics"] |= _rela_impr(model["metrics"], models[baseline]["metrics"])
+    for label, model in models.items():
+        model["against"] = {
+            name: {"label": rival, **_over_seeds(model["metrics"], models[rival]["metrics"])}
+            for name, rival in (("baseline", baseline), ("best", best))
+            if rival != label
+        }
 
 
 def _over_seeds(ours: Model, theirs: Model) -> dict[str, Any]:
@@ -148,7 +156,7 @@ def _no_better_than_chance(label: str, base: Model) -> list[str]:
     names = [
         name
         for name, each in base.items()
-        if name.rpartition(".")[2] in RANKING and min(each["values"]) <= 0.5
+        if name.rpartition(".")[2] in AREAS and min(each["values"]) <= 0.5
     ]
     if not names:
         return []
@@ -160,38 +168,50 @@ def _no_better_than_chance(label: str, base: Model) -> list[str]:
 
 def _by_user(
     order: Order, encoded: Encoded, models: Mapping[str, Model], work: Work
-) -> list[dict[str, Any]]:
-    """Put into each model what its test scores say by user: the test over users of each task's
-    GAUC, reliability, and GAUC by length of the history, whose bins are given back."""
+) -> dict[str, list[dict[str, Any]]]:
+    """Put into each model what its test scores say of each task: the test over users of its GAUC,
+    reliability, and GAUC by length of the history, whose bins are given back by task."""
     test, tasks, lineup = encoded.whole("test"), encoded.logs.schema.tasks, order.lineup
-    users = [Cells.of(test, task, by_length=False) for task in range(len(tasks))]
-    lengths = Cells.of(test, 0, by_length=True)
+    users = [Cells.of(test, at, by_length=False) for at in range(len(tasks))]
+    lengths = [Cells.of(test, at, by_length=True) for at in range(len(tasks))]
     by_user: list[dict[str, Floats]] = [{} for _ in tasks]
-    by_length: dict[str, Floats] = {}
+    by_length: list[dict[str, Floats]] = [{} for _ in tasks]
     for entrant in lineup.entrants:
         runs = [order.run(entrant, seed) for seed in range(order.seeds)]
         scores = np.stack([_scores(run) for run in runs])  # (seeds, I, tasks)
-        for task, cells in enumerate(users):
-            by_user[task][entrant.label] = cells.areas(test.label[:, task], scores[..., task])
-        by_length[entrant.label] = lengths.areas(test.label[:, 0], scores[..., 0])
-        found = quality.reliability(test.label[:, 0], scores[..., 0])
-        models[entrant.label]["reliability"] = found
+        model = models[entrant.label]
+        model |= {"reliability": {}, "gauc_by_history": {}}
+        for at, task in enumerate(tasks):
+            label, score = test.label[:, at], scores[..., at]
+            by_user[at][entrant.label] = users[at].areas(label, score)
+            by_length[at][entrant.label] = lengths[at].areas(label, score)
+            model["reliability"][task] = quality.reliability(label, score)
         work.done("scores")
-    for task, cells in enumerate(users):
-        if not cells.both.any():
-            continue
-        areas = np.stack([area[cells.both] for area in by_user[task].values()], 1)
-        gauc = dict(zip(models, redrawn(cells.size[cells.both], areas).T, strict=True))
-        name = f"{tasks[task]}.gauc" if task else "gauc"
-        for label, model in models.items():
-            for against in model["against"].values():
-                tested = over_users(gauc[label], gauc[against["label"]])
-                against.setdefault(name, {})["users"] = tested.plain()
-    longest = encoded.logs.schema.history_length
-    bins, by_bin = quality.by_history(lengths, by_length, lineup.baseline, longest)
-    for label, model in models.items():
-        model["gauc_by_history"] = by_bin[label]
+    bins = {}
+    for at, task in enumerate(tasks):
+        _over_users(models, users[at], by_user[at], metrics.of_task("gauc", task, tasks))
+        longest = encoded.logs.schema.history_length
+        bins[task], by_bin = quality.by_history(
+            lengths[at], by_length[at], lineup.baseline, longest
+        )
+        for name, model in models.items():
+            model["gauc_by_history"][task] = by_bin[name]
     return bins
+
+
+def _over_users(
+    models: Mapping[str, Model], cells: Cells, areas: Mapping[str, Floats], name: str
+) -> None:
+    """Put the test over users of the GAUC of this name under ``users``; nothing where no user has
+    both labels."""
+    if not cells.both.any():
+        return
+    drawn = redrawn(cells.size[cells.both], np.stack([a[cells.both] for a in areas.values()], 1))
+    gauc = dict(zip(areas, drawn.T, strict=True))
+    for label, model in models.items():
+        for against in model["against"].values():
+            tested = over_users(gauc[label], gauc[against["label"]])
+            against.setdefault(name, {})["users"] = tested.plain()
 
 
 def _scores(run: Run) -> Floats:
@@ -226,7 +246,7 @@ def _costs(
     return cost.latency(graphs, encoded.encoder, partial(work.done, "turn"))
 
 
-def _pictures(order: Order, encoded: Encoded, models: Mapping[str, Model]) -> dict[str, Any]:
+def _pictures(order: Order, encoded: Encoded, labels: Sequence[str]) -> dict[str, Any]:
     """Attention weights and the map of items, of the first seed of one model: of those with
     attention the one that ranks best, or the best of all where none has it."""
     networks = {
@@ -235,7 +255,7 @@ def _pictures(order: Order, encoded: Encoded, models: Mapping[str, Model]) -> di
     with_attention = [
         label for label, each in networks.items() if inside.attends(each, encoded.encoder)
     ]
-    best = _best({label: models[label] for label in with_attention or models})
+    best = next(label for label in labels if label in (with_attention or labels))
     users = inside.attention(networks[best], encoded) if with_attention else []
     return {
         "with_attention": with_attention,

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from matplotlib import colormaps, image
 from rich.console import Console
 
 from model.din import Attention
@@ -31,7 +30,7 @@ from training.__main__ import main
 from training.comparison import command as command_module
 from training.comparison import cost, entrants, job, page, plots, report
 from training.comparison.order import Order
-from training.comparison.paired import over_seeds
+from training.comparison.paired import over_seeds, spread
 from training.comparison.work import STAGE, Work
 from training.logs import Logs
 from training.run import Run
@@ -113,10 +112,11 @@ def test_the_report_says_what_the_runs_measured(whole: tuple[Path, str]) -> None
     told = [note.partition(":")[0] for note in report["notes"] if "No RelaImpr" in note]
     assert told == ([f"No RelaImpr of {', '.join(unmeasured)}"] if unmeasured else [])
     against = din["against"]["baseline"]
-    for name in METRICS:
-        found = over_seeds(values["DIN", name], values["base", name])
-        assert found is not None
-        assert against[name]["seeds"] == found.plain()
+    for task in ("", "buy."):
+        for name in (f"{task}{metric}" for metric in METRICS):
+            found = over_seeds(values["DIN", name], values["base", name])
+            assert found is not None
+            assert against[name]["seeds"] == found.plain()
     for name in ("gauc", "buy.gauc"):
         users = against[name]["users"]
         assert users["difference"] == pytest.approx(against[name]["seeds"]["difference"])
@@ -141,6 +141,38 @@ def test_rela_impr_is_of_runs_with_the_same_seed() -> None:
     assert found["rela_impr.auc"]["mean"] == pytest.approx(0.75)
 
 
+def test_improvements_are_tested_over_seeds_too() -> None:
+    """Against the baseline, which has none over itself, and against the best."""
+    auc = {"DIN": [0.7, 0.8], "base": [0.6, 0.7], "ple": [0.8, 0.85]}
+    models = {
+        label: {
+            "metrics": {
+                "log_loss": spread([0.4, 0.5]),
+                "auc": spread(each),
+                "buy.auc": spread(each),
+            }
+        }
+        for label, each in auc.items()
+    }
+    report._by_seed(models, "base", "ple")
+    for label, model in models.items():
+        for rival, against in model["against"].items():
+            assert label != against["label"] == {"baseline": "base", "best": "ple"}[rival]
+            for name in ("rela_impr.auc", "rela_impr.buy.auc"):
+                ours, theirs = (
+                    [metrics.rela_impr(*pair) for pair in zip(auc[x], auc["base"], strict=True)]
+                    for x in (label, against["label"])
+                )
+                found = over_seeds(ours, theirs)
+                assert found is not None
+                assert against[name]["seeds"] == pytest.approx(found.plain())
+    assert {label: set(model["against"]) for label, model in models.items()} == {
+        "DIN": {"baseline", "best"},
+        "base": {"best"},
+        "ple": {"baseline"},
+    }
+
+
 def test_a_baseline_that_ranks_as_chance_does_is_told_once() -> None:
     """The note names what there is no RelaImpr of."""
     base = {
@@ -153,18 +185,6 @@ def test_a_baseline_that_ranks_as_chance_does_is_told_once() -> None:
     assert note.startswith("No RelaImpr of auc, buy.gauc: that of base, the baseline, is 0.5 ")
     better = {name: {"values": [0.51]} for name in base}
     assert report._no_better_than_chance("base", better) == []
-
-
-def test_weights_that_share_an_offset_are_told_apart() -> None:
-    """The least is as dark, and the greatest as light, as a map can be, each in a whole cell."""
-    names = ["a", "b"]
-    weights = [[5.0, 5.01], [5.02, 5.03]]
-    user = {"candidates": names, "labels": [0, 1], "behaviours": names, "weights": weights}
-    [png] = plots.attention({"attention": {"label": "DIN", "users": [user]}})
-    drawn = image.imread(io.BytesIO(png))[..., :3]
-    for end in (0.0, 1.0):
-        colour = np.array(colormaps["viridis"](end)[:3])
-        assert (abs(drawn - colour) < 0.01).all(-1).sum() > 1000
 
 
 def test_latency_is_of_a_hundred_behaviours(whole: tuple[Path, str]) -> None:
@@ -182,6 +202,7 @@ def test_curves_come_from_the_runs(whole: tuple[Path, str]) -> None:
         for curve in model["curves"]:
             steps = [step for step, _ in curve["losses"]]
             assert steps == list(range(1, steps[-1] + 1))
+            assert {each["by"] for each in curve["evaluations"]} == {"gauc"}
             evaluated = {each["step"]: each["score"] for each in curve["evaluations"]}
             assert len(evaluated) >= 4
             assert evaluated[curve["best_step"]] == max(evaluated.values())
@@ -205,8 +226,8 @@ def test_the_page_needs_nothing_beside_it(whole: tuple[Path, str]) -> None:
     plain = re.sub(r"base64,[\w+/=]+", "", text)
     assert not re.search(r"https?:|//|<script|<link|url\(|src=\"(?!data:image/png;)", plain)
     images = re.findall(r"src=\"data:image/png;base64,([\w+/=]+)\"", text)
-    assert len(images) == 8  # of which three are users
-    assert len(set(images)) == 8
+    assert len(images) == 11  # of which three are users, and six of one task each
+    assert len(set(images)) == 11
     for words in ("DIN", "base", "RelaImpr", "Over users", "over seeds", "T=100, N=500", "buy"):
         assert words in plain
 
@@ -393,10 +414,15 @@ def test_labels_of_one_class_are_said_and_handled(
     assert not {"auc", "gauc", "rela_impr.auc", "normalised_entropy"} & model["metrics"].keys()
     assert {"log_loss", "ece", "buy.auc"} <= model["metrics"].keys()
     assert "gauc" not in model["against"].get("baseline", {})
+    assert report["ranking"]["click"]["by"] == "log_loss"
+    assert report["ranking"]["buy"]["by"] == "gauc"
     assert model["onnx_bytes"] is None
     assert report["timings"]["latency_ms"] == {}
-    assert "No user has test labels of both classes" in (out / "report.html").read_text("utf-8")
-    assert plots.by_history(report) is None
+    text = (out / "report.html").read_text("utf-8")
+    assert "No user has test labels of both classes" in text
+    assert "the best by mean test log loss of click is" in text
+    assert plots.by_history(report, "click") is None
+    assert plots.by_history(report, "buy") is not None
 
 
 def test_an_empty_validation_set_is_said_and_handled(data: Path, tmp_path: Path) -> None:
