@@ -69,8 +69,8 @@ def compare(order: Order, update: Update, tell: Callable[[str], None]) -> dict[s
     }
     guess = dict(GUESS)
     paces = pace.measure({each.label: each for each, _ in left}.values(), encoded, update)
-    for label, found_pace in paces.items():
-        guess |= {kind(k, label): seconds for k, seconds in asdict(found_pace).items()}
+    for label, of in paces.items():
+        guess |= {kind(k, label): seconds for k, seconds in asdict(of).items()}
     work = Work(update, units, guess)
     _train(order, left, encoded, about, work, tell)
     told = report(order, encoded, logs_digest, work)

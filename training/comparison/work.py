@@ -11,8 +11,6 @@ STAGE = "all work (s)"
 GUESS = {"scores": 1.0, "graph": 5.0, "turn": 0.1, "page": 10.0}
 """Seconds of a model's scores, of an export, of a round of timed calls, and of the pictures and the
 page: what is counted on before the first of them has ended."""
-
-
 _STAGES = {"train": "train", "validate": "score", "measure": "score"}
 
 
