@@ -234,18 +234,22 @@ def settings() -> None:
 
 def _served_schema(settings: Settings) -> Any:
     from model.contract.bundle import BundleError
-    from model.contract.labels import LabelError, LabelFile
-    from model.contract.repository import Repository, RepositoryError
+    from model.contract.labels import LabelError
+    from model.contract.repository import RepositoryError
+    from service.versions import Versions
 
     try:
-        repository = Repository.find(settings.repository, settings.name)
-        versions = repository.versions()
-        if not versions:
-            raise CommandError(f"{repository.folder}: no version is published")
-        stable = LabelFile(repository, by="load-histories").read().stable
-        return repository.open(versions[-1] if stable is None else stable).schema
-    except (RepositoryError, BundleError, LabelError) as error:
+        versions = Versions.of(settings, by="load-histories")
+        number = versions.served()
+    except (RepositoryError, LabelError) as error:
         raise CommandError(str(error)) from None
+    if number is None:
+        newest = versions.listed()[0]
+        raise CommandError(f"no version is valid; version {newest.version}: {newest.facts.trouble}")
+    try:
+        return versions.repository.open(number).schema
+    except BundleError as error:
+        raise CommandError(f"version {number}: {error}") from None
 
 
 def _print_ranking(body: dict[str, Any]) -> None:

@@ -123,6 +123,11 @@ class Versions:
         manifest = version.bundle.manifest
         return Facts(version.created, metrics=manifest["metrics"], lineage=manifest["lineage"])
 
+    def served(self) -> int | None:
+        """The version that is served: the stable one, else the newest valid one, if any."""
+        stable = self.labels().stable
+        return stable if stable is not None else self._newest()
+
     def check(self, number: int) -> None:
         """Raises `UnpublishedError` and `RefusedError`."""
         if number not in self.repository.versions():
@@ -138,9 +143,8 @@ class Versions:
 
     def rollback(self, why: str = "") -> Labels:
         """Make the stable version before this one stable again."""
-        labels = self.labels()
-        served = labels.stable if labels.stable is not None else self._newest()
-        target = self.file.before(labels, served)
+        served = self.served()
+        target = self.file.before(self.labels(), served)
         self.check(target)
         return self.file.rollback(why, to=target, served=served)
 

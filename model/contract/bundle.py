@@ -270,7 +270,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except Exception as error:  # whatever JSON may hold in place of a manifest
         raise BundleError(f"{MANIFEST}: unreadable ({error})", "manifest") from error
     if not intact:
-        raise BundleError(f"{MANIFEST}: its digest differs", "manifest")
+        raise BundleError(f"{MANIFEST}: its digest or its form differs", "manifest")
     if body["format"] != FORMAT:
         raise BundleError(
             f"{MANIFEST}: format {body['format']}, this code reads {FORMAT}", "manifest"

@@ -105,7 +105,7 @@ def id_text(value: Any, field: str, index: int = 0) -> str:
 
 def number(value: Any, field: str, index: int = 0) -> float:
     """A finite real number. Raises `FieldError`."""
-    if type(value) is int and abs(value) < 2**63:
+    if type(value) is int and -(2**63) <= value < 2**64:
         return float(value)
     if type(value) is not float or not math.isfinite(value):
         raise FieldError(field, "a finite number", index)

@@ -36,7 +36,7 @@ IDS = st.one_of(
     st.text(st.characters(codec="utf-8"), min_size=1, max_size=MAX_ID_CHARACTERS),
 )
 NUMBERS = st.one_of(
-    st.integers(-(2**63) + 1, 2**63 - 1),
+    st.integers(-(2**63), 2**64 - 1),
     st.floats(allow_nan=False, allow_infinity=False),
     st.sampled_from([18, 30.5, 65, 0.0, -0.0, 5e-324, math.nextafter(30.5, 0)]),
 )
@@ -166,7 +166,7 @@ BAD_IDS = [
     {},
     "\ud800",
 ]
-BAD_NUMBERS = [math.nan, math.inf, -math.inf, "1", True, 2**63, [], 10**400]
+BAD_NUMBERS = [math.nan, math.inf, -math.inf, "1", True, 2**64, -(2**63) - 1, []]
 BAD_TAGS = ["Noir", 1, {"Noir"}, {"Noir": 1}]
 
 

@@ -103,6 +103,23 @@ def test_histories_are_loaded_before_there_is_a_model(
     assert (failed.status, "no.toml" in failed.errors) == (1, True)
 
 
+def test_histories_are_loaded_for_the_version_that_is_served(
+    command: Command, redis_url: str, tmp_path: Path
+) -> None:
+    """A broken newest one is passed over as by the service; where none is left, that is said."""
+    publish_toy(tmp_path / "repository")
+    publish_toy(tmp_path / "repository")
+    broken = tmp_path / "repository" / "toy" / "2" / "schema.toml"
+    broken.write_text("name = 3")
+    where = ("--repository", tmp_path / "repository", "--redis-url", redis_url)
+    words = ("load-histories", "--data", logs(tmp_path), *where)
+    assert command(*words).status == 0
+    (tmp_path / "repository" / "toy" / "1" / "model.onnx").write_bytes(b"")
+    failed = command(*words)
+    assert failed.status == 1
+    assert "no version is valid; version 2: " in failed.errors
+
+
 def test_models_lists_what_can_be_served(command: Command, tmp_path: Path) -> None:
     """Each version with its metrics, of which set they are, and why a bad one is refused."""
     publish_toy(tmp_path)
