@@ -101,12 +101,13 @@ class RedisProcess:
         options += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
         self._process = subprocess.Popen([self._program, *options], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._process.poll() is None:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.02)
-        raise RuntimeError("redis-server did not start")
+        self.kill()
+        raise RuntimeError(f"redis-server did not start on port {self.port}")
 
     def hang(self) -> None:
         """Stop answering, with every connection open."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import socket
 import ssl
@@ -11,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from store.topology import SLOTS
 from tests.support import RedisProcess, free_port
 
 SERVICE = "din"
+CONNECTIONS = (32_768, 60_999)  # ports that Linux gives them, by default
 THIRDS = (SLOTS // 3, SLOTS * 2 // 3, SLOTS)
 
 
@@ -118,7 +120,7 @@ def _node(folder: Path, timeout_ms: int) -> Iterator[RedisProcess]:
     """A node of no cluster yet."""
     folder.mkdir()
     options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(timeout_ms))
-    node = RedisProcess(folder, *options, port=_low_port())
+    node = RedisProcess(folder, *options, port=_free_ports())
     node.start()
     try:
         yield node
@@ -332,11 +334,15 @@ def certify(folder: Path) -> None:
         run("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem", "-days", "2")
 
 
-def _low_port() -> int:
-    """A free port; that of the nodes' own traffic is 10,000 above."""
-    while (port := free_port()) > 55_000:
-        pass
-    return port
+def _free_ports() -> int:
+    """A port that is free, as is that of the node's own traffic, 10,000 above: beyond those that
+    Linux gives to connections, of which one may have it by the time of the start."""
+    while True:
+        port = random.randrange(CONNECTIONS[1] + 1 - 10_000, 55_000)
+        with socket.socket() as one, socket.socket() as other, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10_000))
+            return port
 
 
 def _id(client: Redis) -> str:
