@@ -240,7 +240,7 @@ def _served_schema(settings: Settings) -> Any:
 
     try:
         versions = Versions.of(settings, by="load-histories")
-        number = versions.served()
+        number = versions.served(versions.labels())
     except (RepositoryError, LabelError) as error:
         raise CommandError(str(error)) from None
     if number is None:

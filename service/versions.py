@@ -123,10 +123,9 @@ class Versions:
         manifest = version.bundle.manifest
         return Facts(version.created, metrics=manifest["metrics"], lineage=manifest["lineage"])
 
-    def served(self) -> int | None:
+    def served(self, labels: Labels) -> int | None:
         """The version that is served: the stable one, else the newest valid one, if any."""
-        stable = self.labels().stable
-        return stable if stable is not None else self._newest()
+        return labels.stable if labels.stable is not None else self._newest()
 
     def check(self, number: int) -> None:
         """Raises `UnpublishedError` and `RefusedError`."""
@@ -143,8 +142,9 @@ class Versions:
 
     def rollback(self, why: str = "") -> Labels:
         """Make the stable version before this one stable again."""
-        served = self.served()
-        target = self.file.before(self.labels(), served)
+        labels = self.labels()
+        served = self.served(labels)
+        target = self.file.before(labels, served)
         self.check(target)
         return self.file.rollback(why, to=target, served=served)
 

@@ -17,19 +17,15 @@ class Command(TyperCommand):
     def parse_args(self, *given: Any) -> Any:
         try:
             return super().parse_args(*given)
-        except Exception as error:
-            _name_options(error, self)
+        except Exception as raised:
+            error: Any = raised
+            if hasattr(error, "possibilities"):  # an option that there is not
+                names = [name for each in self.params for name in each.opts]
+                error.possibilities = [name for name in names if name.startswith("--")]
             raise
 
 
 class _Group(TyperGroup):
-    def parse_args(self, *given: Any) -> Any:
-        try:
-            return super().parse_args(*given)
-        except Exception as error:
-            _name_options(error, self)
-            raise
-
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
             ctx.fail(f"No such command {args[0]!r}. (Commands: {', '.join(self.commands)})")
@@ -51,8 +47,3 @@ class Commands(typer.Typer):
     def command(self, name: str | None = None, **how: Any) -> Callable[[Decorated], Decorated]:
         """As of any `typer.Typer`."""
         return super().command(name, **{"cls": Command, **how})
-
-
-def _name_options(error: Any, of: Any) -> None:
-    if hasattr(error, "possibilities"):  # an option that there is not
-        error.possibilities = [name for each in of.params for name in each.opts if name[:2] == "--"]
